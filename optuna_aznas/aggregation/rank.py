@@ -1,0 +1,59 @@
+"""Non-linear rank aggregation of a score table (Lee and Ham, CVPR 2024, arXiv:2403.19232)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+
+def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+    """Assemble several proxies into one score for each network, by their ranks.
+
+    With ``rank_k(i)`` the ascending rank of network i under proxy k (the best has rank n; ties share their average),
+
+        S(i) = sum_k  w_k * log( rank_k(i) / n ).
+
+    The logarithm is the point: a network that is bad under any one proxy cannot be rescued by the others. S is at most
+    0, and 0 only for a network that is alone at the top of every proxy. S compares networks of one table; it means
+    nothing across tables.
+
+    Args:
+        scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
+        weights: Weights w_k of the proxies, shape (m,), not negative; all 1 by default.
+
+    Returns:
+        S, shape (n,).
+
+    Raises:
+        ValueError: ``scores`` is not two-dimensional, or ``weights`` do not fit it or are negative or not finite.
+
+    Example:
+        >>> aggregate([[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]).round(3)
+        array([-2.197, -0.405, -0.405])
+    """
+    table = as_table(scores)
+    n, m = table.shape
+    w = check_weights(weights, m)
+    if n == 0:
+        return np.zeros(0)
+    return np.log(rankdata(table, method="average", axis=0) / n) @ w
+
+
+def as_table(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return scores as an (n, m) array of floats with ``-inf`` for NaN, or raise ``ValueError``."""
+    table = np.array(scores, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] == 0:
+        raise ValueError(f"scores must be a table of shape (networks, proxies); got shape {table.shape}.")
+    table[np.isnan(table)] = -np.inf
+    return table
+
+
+def check_weights(weights: npt.ArrayLike | None, m: int) -> npt.NDArray[np.float64]:
+    """Return the weights of ``m`` proxies as an array, or raise ``ValueError``."""
+    if weights is None:
+        return np.ones(m)
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (m,) or not np.all(np.isfinite(w)) or np.any(w < 0):
+        raise ValueError(f"weights must be {m} finite numbers of at least 0, one for each proxy; got {weights!r}.")
+    return w

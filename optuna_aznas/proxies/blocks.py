@@ -1,0 +1,125 @@
+"""Which modules are a model's primary blocks.
+
+The primary blocks are the units that a network repeats: the cells of NAS-Bench-201, the residual blocks of a
+ResNet, the layers of a transformer. Their outputs, together with the stem's, are the features that the proxies
+look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import nn
+
+from optuna_aznas.proxies.errors import ProxyEvaluationError
+
+#: What ``ProxyEvaluator(blocks=...)`` takes.
+BlockChoice: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Module]:
+    """Return a model's primary blocks by name, in the order of registration.
+
+    Args:
+        model: Any module.
+        blocks: ``None`` or ``"auto"`` to find them (see below); the names of the blocks; one pattern in the
+            syntax of :mod:`fnmatch` (``"layers.*"``: direct children only, as ``*`` does not cross a dot
+            here); or a callable ``(name, module) -> bool``.
+
+    Automatic choice: ``Sequential`` and ``ModuleList`` containers are opened until their elements are *units*,
+    that is modules with children of their own (a ``Sequential`` of plain layers counts when it holds a weight
+    matrix or kernel). Where a model has fewer than two units, as a plain ``Sequential`` or a
+    multilayer perceptron has, each layer with a weight matrix or kernel makes a block together with the plain layers
+    (norm, activation, pooling) behind it, and the last one, the head, is left out; the layer that ends such a block
+    stands for it.
+
+    Raises:
+        ProxyEvaluationError: No block was found, or a name or pattern matches nothing. The message lists
+            candidates.
+    """
+    if blocks is None or blocks == "auto":
+        found = _find_automatically(model)
+        if not found:
+            raise ProxyEvaluationError(
+                f"No blocks found in {type(model).__name__}: it has no repeated units and fewer than two layers with "
+                f"weights below its head. {_candidates(model)}"
+            )
+        return found
+    if callable(blocks):
+        found = {name: module for name, module in model.named_modules() if name and blocks(name, module)}
+        if not found:
+            raise ProxyEvaluationError(
+                f"The callable given as blocks chose no module of {type(model).__name__}. {_candidates(model)}"
+            )
+        return found
+    patterns = [blocks] if isinstance(blocks, str) else list(blocks) if isinstance(blocks, Iterable) else []
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"blocks must be None, 'auto', names, a pattern or a callable (name, module) -> bool; got {blocks!r}."
+        )
+    found = {}
+    for pattern in patterns:
+        matched = {name: module for name, module in model.named_modules() if name and _matches(name, pattern)}
+        if not matched:
+            raise ProxyEvaluationError(
+                f"No module of {type(model).__name__} is called {pattern!r}. {_candidates(model)}"
+            )
+        found.update(matched)
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
+    units = dict(_units(model))
+    if len(units) >= 2:
+        return units
+    # A plain chain of layers; perhaps inside one wrapper (``self.net = Sequential(...)``).
+    layers = [(name, module) for name, module in model.named_modules() if not has_children(module)]
+    starts = [i for i, (_, module) in enumerate(layers) if has_weight(module)]
+    # A block ends where the next one starts: behind its norm, activation and pooling. Flattening belongs to what
+    # follows.
+    ends = []
+    for start in starts[1:]:
+        end = start - 1
+        while isinstance(layers[end][1], nn.Flatten):
+            end -= 1
+        ends.append(end)
+    return dict(layers[end] for end in ends) if len(ends) >= 2 else {}
+
+
+def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for child_name, child in module.named_children():
+        name = prefix + child_name
+        if isinstance(child, _CONTAINERS) and any(map(has_children, child)):
+            yield from _units(child, name + ".")
+        elif isinstance(child, nn.Sequential):
+            if has_weight(child):
+                yield name, child
+        elif not isinstance(child, nn.ModuleList) and has_children(child):
+            yield name, child
+
+
+def has_children(module: nn.Module) -> bool:
+    """Whether a module is made of others."""
+    return next(module.children(), None) is not None  # not any(...): an empty container is falsy
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Whether a module holds a weight matrix or kernel (as against the vectors of a normalisation layer)."""
+    return any(parameter.ndim >= 2 for parameter in module.parameters())
+
+
+def _candidates(model: nn.Module) -> str:
+    names = [name for name, module in model.named_modules() if name and has_weight(module)]
+    if not names:
+        return "It has no module with a weight matrix or kernel at all."
+    shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"Name them with ProxyEvaluator(blocks=[...]); modules with weights: {shown}."

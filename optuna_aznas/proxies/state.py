@@ -1,0 +1,51 @@
+"""What scoring must leave as it was: the model's modes and the global random generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.device) -> Iterator[None]:
+    """Run the body with ``model`` in train or eval mode and every global setting fixed; put all of it back afterwards.
+
+    Parameters and buffers need no care here: scoring runs on substitutes
+    (:func:`~optuna_aznas.proxies.weights.substitute_state`). What remains is the mode of each module, torch's, numpy's
+    and Python's global random state (a model with dropout draws from it; inside, all three start from ``seed``), and
+    the settings that change results: gradient mode, autocast, and reduced precision of matrix products.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    cuda = [device] if device.type == "cuda" else []
+    precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    try:
+        for module, _ in modes:
+            module.training = training  # not .train(): models override that to keep parts frozen
+        torch.set_float32_matmul_precision("highest")
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32),
+        ):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for module, was_training in modes:
+            module.training = was_training
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

@@ -1,0 +1,303 @@
+"""One forward and one backward pass through a model, block by block.
+
+At each block's output the autograd graph is cut: what follows is handed a detached copy. As soon as a block has run,
+its vector-Jacobian product is taken, through that block alone, and its part of the graph is freed. So forward
+and backward each pass once through every block, the products of different blocks cannot mix (whatever else consumes a
+feature), and memory holds the activations of one block at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from optuna_aznas.proxies.blocks import has_children, has_weight
+from optuna_aznas.proxies.errors import ProxyEvaluationError
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPass:
+    """What one block did in the pass.
+
+    Attributes:
+        name: The block's name in the model. The first pass is the stem's: its name is that of the module
+            that ended the stem, or ``"input of <first block>"``.
+        module: The block; for the stem, what it precedes or is.
+        feature: The block's output f_l, detached.
+        cotangent: v, shaped as ``feature``, for the product; ``None`` for the stem or where none was asked for.
+        gradient: ``J^T v``, shaped as the feature that the block started from; zeros where no gradient path exists.
+        macs: Multiply-accumulates of the whole batch since the feature before.
+    """
+
+    name: str
+    module: nn.Module
+    feature: Tensor
+    cotangent: Tensor | None
+    gradient: Tensor | None
+    macs: float
+
+
+def run_blocks(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    inputs: Any,
+    blocks: Mapping[str, nn.Module],
+    *,
+    observe: Callable[[BlockPass], None],
+    draw_cotangent: Callable[[Tensor], Tensor] | None,
+    count_macs: bool,
+) -> float:
+    """Run ``model`` once and report every block to ``observe``, in the order in which they ran.
+
+    Args:
+        model: The model, in the mode in which it should run.
+        state: Parameters and buffers to run it with.
+        inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
+        blocks: The primary blocks by name.
+        observe: Called once with each :class:`BlockPass`, the stem's first.
+        draw_cotangent: Makes v for a feature; ``None`` saves the backward pass.
+        count_macs: Whether to count multiply-accumulates.
+
+    Returns:
+        Multiply-accumulates of the whole pass (0 if not counted).
+
+    Raises:
+        ProxyEvaluationError: The forward failed, a block or the model gave no tensor, or a block ran twice.
+    """
+    tracer = _Tracer(model, inputs, blocks, observe, draw_cotangent, _MacCounter() if count_macs else None)
+    if isinstance(inputs, Mapping):
+        args, kwargs = (), dict(inputs)
+    else:
+        args, kwargs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}
+    handles = []
+    try:
+        for name, module in blocks.items():
+            handles.append(module.register_forward_pre_hook(tracer.before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(tracer.after(name)))
+        if tracer.counter is None:
+            output = torch.func.functional_call(model, state, args, kwargs)
+        else:
+            with tracer.counter:
+                output = torch.func.functional_call(model, state, args, kwargs)
+    except ProxyEvaluationError:
+        raise
+    except Exception as error:
+        raise _explain(error, model, inputs, tracer.last) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if next(tensors_in(output), None) is None:
+        raise ProxyEvaluationError(
+            f"{type(model).__name__}.forward returned {type(output).__name__} without a tensor in it. "
+            "It must return its output tensor (or a tuple, list, mapping or dataclass that holds one)."
+        )
+    return tracer.counter.total if tracer.counter else 0.0
+
+
+#: On a tensor that was handed on: the leaf that it is a copy of.
+_LEAF = "_optuna_aznas_leaf"
+
+
+class _Tracer:
+    """The hooks of one pass and what they share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        blocks: Mapping[str, nn.Module],
+        observe: Callable[[BlockPass], None],
+        draw_cotangent: Callable[[Tensor], Tensor] | None,
+        counter: _MacCounter | None,
+    ) -> None:
+        self.model = model
+        self.blocks = blocks
+        self.observe = observe
+        self.draw_cotangent = draw_cotangent
+        self.counter = counter
+        self.raw_storages = {t.untyped_storage().data_ptr() for t in tensors_in(inputs)}
+        self.last: tuple[str, torch.Size] | None = None  # the block that ran last, for messages
+        self.leaf: Tensor | None = None  # the latest feature, cut off
+        self.source: dict[str, Tensor] = {}  # block -> the leaf it started from
+        self.ran: set[str] = set()
+        self.macs_before = 0.0
+
+    def before(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if name in self.ran:
+                raise ProxyEvaluationError(
+                    f"Block {name!r} ({type(module).__name__}) ran twice in one forward pass, so its Jacobian is not "
+                    "one block's. Name blocks that run once with ProxyEvaluator(blocks=[...])."
+                )
+            self.ran.add(name)
+            given = next(tensors_in((args, kwargs)), None)
+            if given is None:
+                return None
+            if self.leaf is None and self._has_stem_before(module, given):
+                cut = self._cut(f"input of {name}", module, given)
+                args, kwargs = _replace_first((args, kwargs), given, cut)
+                given = cut
+            source = getattr(given, _LEAF, self.leaf)
+            if source is not None:
+                self.source[name] = source
+            return args, kwargs
+
+        return hook
+
+    def after(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            feature = next(tensors_in(output), None)
+            if feature is None or not feature.is_floating_point():
+                raise ProxyEvaluationError(
+                    f"Block {name!r} ({type(module).__name__}) returned {type(output).__name__} without a "
+                    "floating-point tensor. Choose other blocks with ProxyEvaluator(blocks=[...])."
+                )
+            return _replace_first(output, feature, self._cut(name, module, feature))
+
+        return hook
+
+    def _has_stem_before(self, module: nn.Module, given: Tensor) -> bool:
+        """Whether the input of the first block is the stem's feature.
+
+        Not where it is still the model's own input (then the block is the stem), nor where the block is a plain layer
+        that only marks the end of one.
+        """
+        raw = given.untyped_storage().data_ptr() in self.raw_storages
+        return given.is_floating_point() and not raw and (has_children(module) or has_weight(module))
+
+    def _cut(self, name: str, module: nn.Module, feature: Tensor) -> Tensor:
+        """Report a feature and return what the rest of the network sees in its place."""
+        source = self.source.pop(name, None)
+        macs = 0.0
+        if self.counter is not None:
+            macs = self.counter.total - self.macs_before
+            self.macs_before = self.counter.total
+        cotangent = gradient = None
+        leaf = feature.detach()
+        with self.counter.paused() if self.counter is not None else nullcontext():
+            if self.draw_cotangent is not None and source is not None:
+                cotangent = self.draw_cotangent(feature)
+                gradient = _product(feature, source, cotangent)
+            self.observe(BlockPass(name, module, leaf, cotangent, gradient, macs))
+        self.last = (name, feature.shape)
+        if self.draw_cotangent is not None:
+            leaf.requires_grad_()
+        self.leaf = leaf
+        # A copy, because what follows may work in place, and must not do so on a leaf.
+        handed_on = leaf.clone()
+        setattr(handed_on, _LEAF, leaf)
+        return handed_on
+
+
+def _product(feature: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:
+    """The vector-Jacobian product of a block, zeros where no gradient path leads from ``feature`` to ``source``."""
+    if not feature.requires_grad:  # say, a cell in which every operation is "none"
+        return torch.zeros_like(source)
+    # Retained: where blocks branch, they share a piece of graph. It dies with the tensors in any case.
+    (gradient,) = torch.autograd.grad(feature, source, cotangent, allow_unused=True, retain_graph=True)
+    return torch.zeros_like(source) if gradient is None else gradient
+
+
+class _MacCounter(TorchDispatchMode):
+    """Counts multiply-accumulates with the formulas of :mod:`torch.utils.flop_counter`.
+
+    ``FlopCounterMode`` itself also keeps a tree of modules, which makes a forward pass of NAS-Bench-201 four times
+    slower.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0.0
+        self._counting = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self._counting:
+            formula = flop_registry.get(func._overloadpacket)
+            if formula is not None:
+                self.total += formula(*args, **(kwargs or {}), out_val=out) / 2  # a multiply and an add are one
+        return out
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a tensor, tuple, list, mapping or dataclass, depth first."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def _replace_first(value: Any, old: Tensor, new: Tensor) -> Any:
+    """Return ``value`` with the tensor ``old`` (the first in it) replaced, containers copied on the way."""
+    if isinstance(value, Tensor):
+        return new if value is old else value
+    if isinstance(value, tuple | list):
+        items = [_replace_first(item, old, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Mapping):
+        replaced: Any = copy.copy(value)
+        for key, item in value.items():
+            replaced[key] = _replace_first(item, old, new)
+        return replaced
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{n: _replace_first(getattr(value, n), old, new) for n in names})
+    return value
+
+
+def _explain(
+    error: Exception, model: nn.Module, inputs: Any, last: tuple[str, torch.Size] | None
+) -> ProxyEvaluationError:
+    """Say in which module a forward pass failed, on what shape, and what to do."""
+    names = {id(module): name for name, module in model.named_modules()}
+    where, shapes = "", ""
+    traceback = error.__traceback__
+    while traceback is not None:  # the innermost frame that belongs to one of the model's modules wins
+        local = traceback.tb_frame.f_locals
+        name = names.get(id(local.get("self")))
+        if name is not None:
+            where = f"{name!r} ({type(local['self']).__name__})" if name else f"{type(model).__name__}.forward itself"
+            given = [tuple(t.shape) for t in tensors_in([v for k, v in local.items() if k in ("args", "input", "x")])]
+            shapes = f" on input of shape {given[0]}" if given else shapes
+        traceback = traceback.tb_next
+    given_shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
+    message = f"The forward pass of {type(model).__name__} failed in {where or 'the model'}{shapes}: "
+    message += f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} "
+    message += f"The model was given input of shape {given_shapes}"
+    if last is not None:
+        message += f"; the last block that ran, {last[0]!r}, gave {tuple(last[1])}"
+    if isinstance(error, torch.OutOfMemoryError):
+        remedy = "Use a smaller batch_size, or another device."
+    elif "more than 1 value per channel" in str(error):
+        remedy = (
+            "Batch normalisation needs more than one value per channel: use batch_size of 2 or more, "
+            "or a larger input_shape."
+        )
+    else:
+        remedy = "Check input_shape, or pass a real batch with inputs=."
+    return ProxyEvaluationError(f"{message}. {remedy}")
