@@ -1,7 +1,7 @@
 """The formulas of AZ-NAS, written as plainly as possible: one step at a time, one block at a time.
 
-This is the oracle of the tests and the opponent of the benchmarks. It shares nothing with the package, and nobody should ever make
-it faster. Source: Lee and Ham, CVPR 2024 (arXiv:2403.19232).
+This is the oracle of the tests and the opponent of the benchmarks. It shares nothing with the package, and nobody
+should ever make it faster. Source: Lee and Ham, CVPR 2024 (arXiv:2403.19232).
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def complexity(model, x):
 
 
 def scores(model, block_names, x, vs, jacobian="moment"):
-    """All four proxies of a model that has its weights and mode already, on the batch ``x`` with the cotangents ``vs``."""
+    """All four proxies of a model that has its weights and mode already, on the batch ``x`` with the cotangents
+    ``vs``."""
     features = features_of(model, block_names, x)
     return (
         expressivity(features),
@@ -145,7 +146,8 @@ def scores(model, block_names, x, vs, jacobian="moment"):
 
 
 def evaluate(model, block_names, input_shape, batch_size=64, jacobian="moment", device="cpu", seed=0):
-    """Everything from a freshly built model to its scores: the plain opponent of :class:`optuna_aznas.ProxyEvaluator`."""
+    """Everything from a freshly built model to its scores: the plain opponent of
+    :class:`optuna_aznas.ProxyEvaluator`."""
     generator = torch.Generator(device=device).manual_seed(seed)
     model.to(device)
     model.train()

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from optuna_aznas.aggregation.rank import as_table, check_weights
+from optuna_aznas.aggregation.rank import as_table, check_weights, sum_log_ranks
 
 #: From so many new rows at once, ranking everything anew is cheaper than inserting row by row.
 _BULK = 64
@@ -88,7 +88,7 @@ class RankHistory:
         """Return S of every network so far, shape (n,), in the order in which they were added."""
         if self._n == 0:
             return np.zeros(0)
-        return np.log(self._ranks[: self._n] / self._n) @ self._weights
+        return sum_log_ranks(self._ranks[: self._n], self._weights)
 
     def _reserve(self, size: int) -> None:
         if size > len(self._table):

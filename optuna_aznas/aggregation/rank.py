@@ -37,7 +37,16 @@ def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> np
     w = check_weights(weights, m)
     if n == 0:
         return np.zeros(0)
-    return np.log(rankdata(table, method="average", axis=0) / n) @ w
+    return sum_log_ranks(rankdata(table, method="average", axis=0), w)
+
+
+def sum_log_ranks(ranks: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return S for ranks (n, m), added proxy by proxy, so that the same ranks give the same bits however they lie in
+    memory."""
+    total = np.zeros(len(ranks))
+    for column, weight in zip(ranks.T, weights, strict=True):
+        total += weight * np.log(column / len(ranks))
+    return total
 
 
 def as_table(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:

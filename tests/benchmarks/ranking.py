@@ -101,6 +101,17 @@ def report(scored: dict[str, tuple[float, ...]], data: Path) -> None:
         correlation_table({"S here": aggregate(mine), "S there": aggregate(theirs)}, shared)
 
 
+def check_parameters() -> None:
+    """Build all 15,625 networks and compare their parameter counts with the benchmark's."""
+    results = load_results("cifar10")
+    counts = {"equal": 0, "among two listed": 0, "different": 0}
+    for operations in all_architectures():
+        size = round(sum(p.numel() for p in Network(operations).parameters()) / 1e6, 6)
+        listed = {round(s, 6) for s in results[to_arch(operations)].model_sizes}
+        counts["different" if size not in listed else "equal" if len(listed) == 1 else "among two listed"] += 1
+    print(f"parameter counts, CIFAR-10: {counts}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -118,7 +129,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the reference scores")
     parser.add_argument("--out", type=Path, help="write the scores to this csv.gz")
     parser.add_argument("--scored", type=Path, nargs="*", help="do not score: read what --out wrote")
+    parser.add_argument("--parameters", action="store_true", help="only compare all parameter counts")
     options = parser.parse_args()
+    if options.parameters:
+        check_parameters()
+        return
 
     if options.scored:
         scored = {}

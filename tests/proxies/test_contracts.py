@@ -23,7 +23,8 @@ def network():
 
 
 class Awkward(nn.Module):
-    """Everything that scoring could disturb: tied and frozen weights, gradients, dropout, buffers, hooks, mixed modes."""
+    """Everything that scoring could disturb: tied and frozen weights, gradients, dropout, buffers, hooks, mixed
+    modes."""
 
     def __init__(self):
         super().__init__()

@@ -1,0 +1,348 @@
+"""AZNASSampler in ordinary Optuna studies."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+import optuna_aznas as az
+from tests import reference
+
+CHOICES = ("a", "b", "c", "d", "e")
+
+
+def scores_of(params):
+    """Three proxies of six categorical parameters, best for 'eeeeee', in partial conflict."""
+    digits = [CHOICES.index(params[f"x{i}"]) for i in range(6)]
+    return sum(digits), min(digits), sum(d * (i + 1) for i, d in enumerate(digits))
+
+
+def objective(trial):
+    return scores_of({f"x{i}": trial.suggest_categorical(f"x{i}", CHOICES) for i in range(6)})
+
+
+def new_study(sampler=None, **kwargs):
+    return optuna.create_study(directions=["maximize"] * 3, sampler=sampler or az.AZNASSampler(seed=0), **kwargs)
+
+
+def architectures(study):
+    return [tuple(sorted(trial.params.items())) for trial in study.trials]
+
+
+def test_it_searches_better_than_random():
+    ours, random = [], []
+    for seed in range(5):
+        study = new_study(az.AZNASSampler(seed=seed))
+        study.optimize(objective, n_trials=150)
+        ours.append(max(sum(t.values) for t in study.trials))
+        study = new_study(optuna.samplers.RandomSampler(seed=seed))
+        study.optimize(objective, n_trials=150)
+        random.append(max(sum(t.values) for t in study.trials))
+    assert np.mean(ours) > np.mean(random) + 5
+    assert min(ours) >= max(random)
+
+
+def test_parents_come_from_the_top_by_aggregated_rank():
+    """After the start, each trial differs in at most two parameters from the population that the plain formula gives."""
+    study = new_study(az.AZNASSampler(seed=1, population_size=4, n_startup_trials=15, crossover=0.0))
+    study.optimize(objective, n_trials=60)
+    trials = study.trials
+    for trial in trials[15:]:
+        before = trials[: trial.number]
+        s = reference.aggregate([list(t.values) for t in before])
+        population = [before[i] for i in sorted(range(len(before)), key=lambda i: (-round(s[i], 9), i))[:4]]
+        distances = [sum(trial.params[name] != parent.params[name] for name in trial.params) for parent in population]
+        assert 1 <= min(distances) <= 2, trial.number
+
+
+def test_no_architecture_twice():
+    study = new_study(az.AZNASSampler(seed=2))
+    study.optimize(objective, n_trials=300)
+    assert len(set(architectures(study))) == 300
+
+
+def test_a_small_space_is_searched_to_the_last_and_then_repeats():
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0, n_startup_trials=5))
+    study.optimize(lambda t: (t.suggest_int("x", 0, 3), -t.suggest_int("y", 0, 4)), n_trials=30)
+    assert len(set(architectures(study)[:20])) == 20
+    assert len(study.trials) == 30
+
+
+def test_not_what_another_worker_is_running():
+    study = new_study(az.AZNASSampler(seed=0, n_startup_trials=5, population_size=2))
+    study.optimize(objective, n_trials=30)
+    running = []
+    for _ in range(30):  # asked and never told, as by other workers
+        trial = study.ask()
+        running.append(tuple(trial.suggest_categorical(f"x{i}", CHOICES) for i in range(6)))
+    assert len(set(running)) == 30
+
+
+def test_seeds():
+    def run(seed):
+        study = new_study(az.AZNASSampler(seed=seed))
+        study.optimize(objective, n_trials=60)
+        return architectures(study)
+
+    assert run(3) == run(3)
+    assert run(3) != run(4)
+    sampler = az.AZNASSampler(seed=3)
+    sampler.reseed_rng()
+    study = new_study(sampler)
+    study.optimize(objective, n_trials=60)
+    assert architectures(study) != run(3)
+
+
+def test_accept_is_asked_before_anything_is_spent():
+    asked = []
+
+    def accept(params):
+        asked.append(dict(params))
+        return sum(value == "e" for value in params.values()) <= 2
+
+    study = new_study(az.AZNASSampler(seed=0, accept=accept))
+    study.optimize(objective, n_trials=100)
+    for trial in study.trials[1:]:
+        assert sum(value == "e" for value in trial.params.values()) <= 2
+        assert trial.params in asked
+
+
+def test_accept_that_rejects_everything_warns_and_goes_on():
+    study = new_study(az.AZNASSampler(seed=0, accept=lambda params: False))
+    messages = []
+    handler = optuna.logging.logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = optuna.logging.get_logger("optuna_aznas.sampler._sampler")
+    logger.addHandler(handler)
+    try:
+        study.optimize(objective, n_trials=3)
+    finally:
+        logger.removeHandler(handler)
+    assert len(study.trials) == 3
+    assert "accept rejected all" in messages[0]
+
+
+def test_constraints():
+    def constraints(trial):  # Optuna calls it before the values are set
+        return (sum(CHOICES.index(value) for value in trial.params.values()) - 14.0,)
+
+    study = new_study(az.AZNASSampler(seed=0, constraints_func=constraints))
+    study.optimize(objective, n_trials=150)
+    feasible = {t.number for t in study.trials if t.values[0] <= 14}
+    assert all(trial.number in feasible for trial in az.best_trials(study, 20))
+    assert {entry.number for entry in az.leaderboard(study, 500)} == feasible
+    assert len(az.rank_scores(study)) == 150
+    # The search keeps to where trials are feasible: mostly so, as infeasible trials are no parents.
+    late = [t.number in feasible for t in study.trials[60:]]
+    assert sum(late) > 0.5 * len(late)
+
+
+def test_infeasible_trials_are_parents_only_while_there_is_nothing_else():
+    study = new_study(az.AZNASSampler(seed=0, constraints_func=lambda trial: (1.0,)))
+    study.optimize(objective, n_trials=60)
+    assert az.best_trials(study, 5) == []
+    best = max(sum(t.values) for t in study.trials)
+    assert best > 60  # it still climbs
+
+
+def test_conditional_space():
+    def conditional(trial):
+        depth = trial.suggest_int("depth", 1, 5)
+        widths = [trial.suggest_int(f"width{i}", 8, 64, step=8) for i in range(depth)]
+        if trial.suggest_categorical("kind", ("conv", "attention")) == "attention":
+            widths.append(8 * trial.suggest_int("heads", 1, 8))
+        return sum(widths), depth
+
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
+    study.optimize(conditional, n_trials=200)
+    assert max(trial.values[0] for trial in study.trials) >= 350  # of 384
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_relative_space_is_the_parents_own():
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=2, population_size=1)
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
+    wide, narrow = {"x": IntDistribution(0, 9), "y": IntDistribution(0, 9)}, {"x": IntDistribution(0, 9)}
+    study.add_trial(create_trial(params={"x": 9, "y": 9}, distributions=wide, values=(9.0, 9.0)))
+    study.add_trial(create_trial(params={"x": 1}, distributions=narrow, values=(1.0, 1.0)))
+    trial = study.ask()
+    assert trial.relative_params.keys() == {"x", "y"}
+    study.add_trial(create_trial(params={"x": 3}, distributions=narrow, values=(10.0, 10.0)))
+    trial = study.ask()
+    assert trial.relative_params.keys() == {"x"}
+    assert trial.suggest_int("y", 0, 9) in range(10)  # what the parent lacks is sampled independently
+
+
+def test_choices_that_no_longer_exist_are_sampled_anew():
+    study = new_study(az.AZNASSampler(seed=0, n_startup_trials=5))
+    study.optimize(objective, n_trials=20)
+    fewer = CHOICES[:2]
+    with pytest.raises(ValueError, match="CategoricalDistribution does not support dynamic value space"):
+        study.optimize(
+            lambda t: scores_of({f"x{i}": t.suggest_categorical(f"x{i}", fewer) for i in range(6)}), n_trials=1
+        )
+    assert len(study.get_trials(states=[TrialState.COMPLETE])) == 20
+
+
+def test_ranges_may_change():
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0, n_startup_trials=5))
+    study.optimize(lambda t: (t.suggest_int("x", 0, 100), -t.suggest_float("y", 0, 1)), n_trials=20)
+    study.optimize(lambda t: (t.suggest_int("x", 0, 10), -t.suggest_float("y", 0, 1)), n_trials=20)
+    assert all(trial.params["x"] <= 10 for trial in study.trials[20:])
+
+
+def test_studies_with_failed_pruned_enqueued_and_foreign_trials():
+    study = new_study(optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, n_trials=10)
+
+    def moody(trial):
+        values = objective(trial)
+        if trial.number % 3 == 0:
+            raise optuna.TrialPruned
+        if trial.number % 3 == 1:
+            raise ArithmeticError
+        return values
+
+    study.sampler = az.AZNASSampler(seed=0, n_startup_trials=5)
+    study.enqueue_trial({f"x{i}": "e" for i in range(6)})
+    study.optimize(moody, n_trials=60, catch=ArithmeticError)
+    states = Counter(trial.state for trial in study.trials)
+    assert states[TrialState.PRUNED] == states[TrialState.FAIL] == 20
+    assert set(az.rank_scores(study)) == {t.number for t in study.trials if t.state == TrialState.COMPLETE}
+    assert study.trials[10].params == {f"x{i}": "e" for i in range(6)}
+
+
+def test_partially_fixed():
+    sampler = optuna.samplers.PartialFixedSampler({"x0": "c"}, az.AZNASSampler(seed=0, n_startup_trials=5))
+    study = new_study(sampler)
+    study.optimize(objective, n_trials=40)
+    assert {trial.params["x0"] for trial in study.trials} == {"c"}
+
+
+def test_trials_without_scores_are_no_error():
+    study = optuna.create_study(direction="minimize", sampler=az.AZNASSampler(seed=0, n_startup_trials=3))
+    study.optimize(lambda t: t.suggest_float("x", 0, 1) ** 2, n_trials=20)
+    assert len(study.trials) == 20
+    assert az.rank_scores(study) == {}
+
+
+def test_architecture_and_hyperparameters():
+    """Parameters before record are steered by the aggregation, all others by the hyperparameter sampler."""
+    asked = Counter()
+
+    class Spy(optuna.samplers.RandomSampler):
+        def sample_independent(self, study, trial, name, distribution):
+            asked[name] += 1
+            return super().sample_independent(study, trial, name, distribution)
+
+    def combined(trial):
+        params = {f"x{i}": trial.suggest_categorical(f"x{i}", CHOICES) for i in range(6)}
+        az.record(trial, dict(zip(("p", "q", "r"), scores_of(params), strict=True)))
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        return -abs(np.log10(lr) + 2)
+
+    sampler = az.AZNASSampler(seed=0, hyperparameter_sampler=Spy(seed=0))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(combined, n_trials=100)
+    assert asked == {"lr": 100}
+    s = az.rank_scores(study)
+    assert len(s) == 100
+    early, late = [[s[n] for n in range(*span)] for span in ((0, 20), (80, 100))]
+    assert np.mean(late) > np.mean(early) + 1
+    assert len({tuple(sorted((k, v) for k, v in t.params.items() if k != "lr")) for t in study.trials}) == 100
+
+
+def test_a_multivariate_hyperparameter_sampler_sees_only_its_own():
+    spaces = []
+
+    class Spy(optuna.samplers.TPESampler):
+        def sample_relative(self, study, trial, search_space):
+            spaces.append(set(search_space))
+            return super().sample_relative(study, trial, search_space)
+
+    def combined(trial):
+        x = trial.suggest_int("x", 0, 9)
+        az.record(trial, {"p": x, "q": -x})
+        lr, decay = trial.suggest_float("lr", 0, 1), trial.suggest_float("decay", 0, 1)
+        return x * lr - decay
+
+    hyper = Spy(seed=0, multivariate=True, n_startup_trials=5)
+    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0, hyperparameter_sampler=hyper))
+    study.optimize(combined, n_trials=30)
+    assert spaces
+    assert all(space <= {"lr", "decay"} for space in spaces)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_threads(n_jobs):
+    study = new_study(az.AZNASSampler(seed=0))
+    study.optimize(objective, n_trials=80, n_jobs=n_jobs)
+    assert len(study.trials) == 80
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_pickles_without_its_caches():
+    sampler = az.AZNASSampler(seed=0)
+    study = new_study(sampler)
+    study.optimize(objective, n_trials=40)
+    study.sampler = pickle.loads(pickle.dumps(sampler))
+    study.optimize(objective, n_trials=40)
+    assert len(set(architectures(study))) == 80
+
+
+def test_a_custom_aggregation():
+    calls = []
+
+    def first_proxy(table):
+        calls.append(table.shape)
+        return table[:, 0]
+
+    study = new_study(az.AZNASSampler(seed=0, aggregation=first_proxy, n_startup_trials=10))
+    study.optimize(objective, n_trials=60)
+    assert calls[-1] == (59, 3)
+    assert max(t.values[0] for t in study.trials) >= 20  # of 24
+    study.sampler = az.AZNASSampler(aggregation=lambda table: table)
+    with pytest.raises(ValueError, match="aggregation must return one score for each of 60 networks"):
+        objective(study.ask())
+
+
+def test_sample_relative_serves_any_space_it_is_handed():
+    sampler = az.AZNASSampler(seed=0)
+    study = new_study(sampler)
+    space = {"x": IntDistribution(1, 9, step=2), "y": CategoricalDistribution(("a", "b"))}
+    for _ in range(20):
+        params = sampler.sample_relative(study, create_trial(state=TrialState.RUNNING), space)
+        assert params["x"] in (1, 3, 5, 7, 9)
+        assert params["y"] in ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"population_size": 0}, "population_size must be an integer of at least 1; got 0"),
+        ({"population_size": 2.5}, "population_size must be an integer"),
+        ({"n_startup_trials": 0}, "n_startup_trials must be an integer of at least 1"),
+        ({"n_startup_trials": True}, "n_startup_trials must be an integer"),
+        ({"mutation": 0}, "mutation must be an integer of at least 1, or a pair"),
+        ({"mutation": (2, 1)}, "mutation must be"),
+        ({"mutation": (1, 2, 3)}, "mutation must be"),
+        ({"mutation": "many"}, "mutation must be"),
+        ({"mutation": 1.5}, "mutation must be"),
+        ({"crossover": 1.1}, "crossover must be a probability between 0 and 1; got 1.1"),
+        ({"crossover": float("nan")}, "crossover must be a probability"),
+        ({"crossover": "half"}, "crossover must be a probability"),
+        ({"aggregation": 3}, "aggregation must be callable"),
+        ({"accept": [1]}, "accept must be callable"),
+        ({"constraints_func": "no"}, "constraints_func must be callable"),
+        ({"hyperparameter_sampler": "tpe"}, "hyperparameter_sampler must be an Optuna sampler"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        az.AZNASSampler(**arguments)

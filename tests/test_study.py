@@ -1,0 +1,264 @@
+"""record, create_study, best_trials, leaderboard, rank_scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import numpy as np
+import optuna
+import pytest
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+import optuna_aznas as az
+from tests import reference
+
+
+def fill(study, n=40, seed=0):
+    rng = np.random.default_rng(seed)
+    m = len(study.directions)
+
+    def objective(trial):
+        trial.suggest_int("x", 0, 10**6)
+        return tuple(float(v) for v in rng.integers(0, 12, m))
+
+    study.optimize(objective, n_trials=n)
+
+
+def test_create_study_is_an_ordinary_study(tmp_path):
+    storage = f"sqlite:///{tmp_path}/nas.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no experimental warning reaches the user
+        study = az.create_study(study_name="nb201", storage=storage, seed=0)
+    assert type(study) is optuna.Study
+    assert study.directions == [StudyDirection.MAXIMIZE] * 4
+    assert study.metric_names == ["expressivity", "progressivity", "trainability", "complexity"]
+    assert isinstance(study.sampler, az.AZNASSampler)
+    fill(study)
+    again = az.create_study(study_name="nb201", storage=storage, load_if_exists=True)
+    assert len(again.trials) == 40
+    assert az.rank_scores(again) == az.rank_scores(study)
+    with pytest.raises(optuna.exceptions.DuplicatedStudyError):
+        az.create_study(study_name="nb201", storage=storage)
+    loaded = optuna.load_study(study_name="nb201", storage=storage, sampler=az.AZNASSampler())
+    fill(loaded, 5)
+    assert len(az.rank_scores(again)) == 45
+
+
+def test_create_study_with_what_does_not_fit(tmp_path):
+    storage = f"sqlite:///{tmp_path}/nas.db"
+    optuna.create_study(
+        study_name="mixed", storage=storage, directions=["maximize", "minimize", "maximize", "maximize"]
+    )
+    with pytest.raises(
+        ValueError, match=r"'mixed' exists with directions \['maximize', 'minimize'.*all of them maximised"
+    ):
+        az.create_study(study_name="mixed", storage=storage, load_if_exists=True)
+    assert optuna.load_study(study_name="mixed", storage=storage).metric_names is None
+    az.create_study(study_name="named", storage=storage)
+    with pytest.raises(ValueError, match=r"'named' exists with metric names \['expressivity'"):
+        az.create_study(study_name="named", storage=storage, load_if_exists=True, proxies=["a", "b", "c", "d"])
+    for wrong in ("expressivity", ["a"], ["a", "a"], []):
+        with pytest.raises(ValueError, match="proxies must be two or more different names"):
+            az.create_study(proxies=wrong)
+    study = az.create_study(proxies=["a", "b"], sampler=optuna.samplers.RandomSampler())
+    assert study.metric_names == ["a", "b"]
+    assert isinstance(study.sampler, optuna.samplers.RandomSampler)
+
+
+def test_default_proxies_are_the_evaluators():
+    from optuna_aznas import proxies, study
+
+    assert study.DEFAULT_PROXIES == proxies.DEFAULT
+
+
+def test_ranking_equals_the_plain_formula():
+    study = az.create_study(seed=0)
+    fill(study, 60)
+    expected = reference.aggregate([list(t.values) for t in study.trials])
+    assert list(az.rank_scores(study).values()) == pytest.approx(expected)
+    order = sorted(range(60), key=lambda i: (-round(expected[i], 9), i))
+    assert [t.number for t in az.best_trials(study, 7)] == order[:7]
+    board = az.leaderboard(study, 7)
+    assert [entry.number for entry in board] == order[:7]
+    assert [entry.place for entry in board] == [1, 2, 3, 4, 5, 6, 7]
+    first = board[0]
+    assert first.score == pytest.approx(expected[order[0]])
+    assert tuple(first.proxies.values()) == first.values == tuple(study.trials[order[0]].values)
+    assert list(first.proxies) == study.metric_names
+    assert board.to_dicts()[0]["params_x"] == first.params["x"]
+    lines = str(board).splitlines()
+    assert len(lines) == 8
+    assert lines[0].split() == ["place", "trial", "S", *study.metric_names, "params"]
+    assert f"x={first.params['x']}" in lines[1]
+
+
+def test_an_empty_study():
+    study = az.create_study()
+    assert az.best_trials(study, 3) == []
+    assert az.rank_scores(study) == {}
+    assert str(az.leaderboard(study)) == "(no scored trial yet)"
+    for wrong in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="n must be an integer of at least 1"):
+            az.best_trials(study, wrong)
+        with pytest.raises(ValueError, match="n must be an integer of at least 1"):
+            az.leaderboard(study, wrong)
+
+
+def test_infinite_scores_are_ranked_last(tmp_path):
+    study = az.create_study(storage=f"sqlite:///{tmp_path}/nas.db", proxies=["a", "b"])
+    values = [(1.0, -math.inf), (2.0, 1.0), (-math.inf, -math.inf), (1.5, 0.5)]
+    for pair in values:
+        study.tell(study.ask(), pair)
+    assert [t.number for t in az.best_trials(study, 4)] == [1, 3, 0, 2]
+
+
+def test_record_is_in_the_storage_at_once(tmp_path):
+    storage = f"sqlite:///{tmp_path}/nas.db"
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    trial = study.ask()
+    trial.suggest_int("width", 1, 9)
+    trial.suggest_categorical("op", ("a", "b"))
+    az.record(trial, {"p": 1.5, "q": -math.inf, "r": math.nan, "s": np.float32(2.0), "t": math.inf})
+    trial.suggest_float("lr", 0, 1)
+    stored = optuna.load_study(study_name="s", storage=storage).trials[0]
+    assert stored.state == TrialState.RUNNING
+    assert stored.user_attrs["aznas:scores"] == {"p": 1.5, "q": "-inf", "r": "-inf", "s": 2.0, "t": "inf"}
+    assert stored.user_attrs["aznas:architecture"] == ["width", "op"]
+    text = json.dumps(stored.user_attrs)
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    az.record(trial, {"p": 2.0})
+    again = study.trials[0].user_attrs
+    assert again["aznas:scores"] == {"p": 2.0}
+    assert again["aznas:architecture"] == ["width", "op"]  # not the learning rate
+
+
+def test_record_takes_proxy_scores():
+    scores = az.ProxyScores([1.0, math.nan], names=["a", "b"])
+    study = optuna.create_study()
+    az.record(study.ask(), scores)
+    assert study.trials[0].user_attrs["aznas:scores"] == {"a": 1.0, "b": "-inf"}
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ({}, ValueError, "scores is empty"),
+        ({"a": "good"}, ValueError, r"scores\['a'\] must be a number; got 'good'"),
+        ({"a": None}, ValueError, r"scores\['a'\] must be a number"),
+        ({1: 2.0}, ValueError, "scores must have proxy names as keys; got 1"),
+        ({"": 2.0}, ValueError, "proxy names as keys"),
+        ([1.0, 2.0], TypeError, "scores must be ProxyScores or a mapping .* got list"),
+        (3.0, TypeError, "got float"),
+    ],
+)
+def test_record_bad_input(scores, error, message):
+    study = optuna.create_study()
+    trial = study.ask()
+    with pytest.raises(error, match=message):
+        az.record(trial, scores)
+    assert study.trials[0].user_attrs == {}
+
+
+def test_recorded_scores_rank_in_studies_with_objectives_of_their_own():
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=az.AZNASSampler(seed=0, n_startup_trials=5)
+    )
+
+    def objective(trial):
+        x = trial.suggest_int("x", 0, 1000)
+        az.record(trial, {"p": x, "q": -abs(x - 500)})
+        if x % 7 == 0:
+            raise optuna.TrialPruned
+        if x % 11 == 0:
+            raise RuntimeError
+        return -x, x  # accuracy and latency, say
+
+    study.optimize(objective, n_trials=60, catch=RuntimeError)
+    scores = az.rank_scores(study)
+    assert len(scores) == 60  # failed and pruned trials have scores too
+    xs = [t.params["x"] for t in study.trials]
+    assert list(scores.values()) == pytest.approx(reference.aggregate([[x, -abs(x - 500)] for x in xs]))
+    shown = {t.number for t in az.best_trials(study, 100)}
+    assert shown == {t.number for t in study.trials if t.state == TrialState.COMPLETE}
+    assert az.leaderboard(study, 1)[0].values[0] < 0
+
+
+def test_values_are_no_scores_once_a_trial_has_recorded():
+    from optuna_aznas._history import StudyHistory
+
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=az.AZNASSampler(seed=0))
+    fill(study, 10)
+    history = StudyHistory()
+    history.update(study)
+    assert len(history) == len(az.rank_scores(study)) == 10
+
+    def objective(trial):
+        az.record(trial, {"p": trial.suggest_int("y", 0, 9), "q": 1.0})
+        return 0.0, 0.0
+
+    study.optimize(objective, n_trials=5)
+    history.update(study)
+    assert {t.number for t in history.trials} == set(az.rank_scores(study)) == {10, 11, 12, 13, 14}
+
+
+def test_trials_that_scored_other_proxies_are_left_out_with_a_warning():
+    study = optuna.create_study()
+    for scores in ({"a": 1.0, "b": 2.0}, {"a": 1.0}, {"b": 1.0, "a": 3.0}):
+        trial = study.ask()
+        az.record(trial, scores)
+        study.tell(trial, 0.0)
+    with pytest.warns(UserWarning, match=r"Trial 1 scored \['a'\], the study's trials before it \['a', 'b'\]"):
+        assert set(az.rank_scores(study)) == {0, 2}
+
+
+def test_scores_written_by_hand_that_are_no_numbers_are_ignored():
+    study = optuna.create_study()
+    for value in ({"a": "high"}, "nonsense", {}, {"a": [1]}, {"a": "-inf"}):
+        trial = study.ask()
+        trial.set_user_attr("aznas:scores", value)
+        study.tell(trial, 0.0)
+    assert set(az.rank_scores(study)) == {4}
+
+
+def test_reading_bit_by_bit_equals_reading_at_once():
+    """The sampler's running view of a study, with trials that finish out of order, against a fresh one."""
+    from optuna_aznas._history import StudyHistory
+
+    study = az.create_study(proxies=["a", "b"])
+    rng = np.random.default_rng(0)
+    running, history = [], StudyHistory()
+    for _ in range(200):
+        if rng.random() < 0.6 or not running:
+            running.append(study.ask())
+        else:
+            trial = running.pop(int(rng.integers(len(running))))
+            study.tell(trial, tuple(rng.integers(0, 5, 2).astype(float)))
+        unfinished = history.update(study)
+        assert {t.number for t in unfinished} == {t.number for t in running}
+        fresh = az.rank_scores(study)
+        assert {t.number: s for t, s in zip(history.trials, history.scores(), strict=True)} == fresh
+
+
+def test_reading_a_study_filtered_by_hyperband():
+    """Hyperband shows samplers the trials of one bracket only, so numbers have gaps."""
+
+    def objective(trial):
+        x = trial.suggest_int("x", 0, 500)
+        az.record(trial, {"p": x, "q": -x % 7})
+        for step in range(9):
+            trial.report(x * step, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return x
+
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=az.AZNASSampler(seed=0, n_startup_trials=5),
+        pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9, reduction_factor=3),
+    )
+    study.optimize(objective, n_trials=60)
+    assert len(az.rank_scores(study)) == 60
