@@ -6,6 +6,7 @@ should ever make it faster. Source: Lee and Ham, CVPR 2024 (arXiv:2403.19232).
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -67,7 +68,7 @@ def expressivity(features):
 
 def progressivity(features):
     steps = []
-    for before, after in zip(features[:-1], features[1:]):
+    for before, after in itertools.pairwise(features):
         steps.append(entropy(after) - entropy(before))
     if any(math.isnan(step) for step in steps):
         return float("nan")
@@ -80,7 +81,9 @@ def random_signs(feature, generator):
 
 def mean_jacobian(before, after, v, jacobian):
     """The block's mean Jacobian, transposed, and whether the block is an identity."""
-    (g,) = torch.autograd.grad(after, before, v, retain_graph=True, allow_unused=True)
+    g = None
+    if after.requires_grad:
+        (g,) = torch.autograd.grad(after, before, v, retain_graph=True, allow_unused=True)
     if g is None:
         g = torch.zeros_like(before)
     identity = g.shape == v.shape and bool(torch.all(g == v))
@@ -106,7 +109,7 @@ def block_trainability(before, after, v, jacobian):
 
 def trainability(features, vs, jacobian="moment"):
     total = 0.0
-    for before, after, v in zip(features[:-1], features[1:], vs):
+    for before, after, v in zip(features[:-1], features[1:], vs, strict=True):
         total = total + block_trainability(before, after, v, jacobian)
     return total / (len(features) - 1)
 

@@ -42,7 +42,8 @@ def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> np
 
 def sum_log_ranks(ranks: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return S for ranks (n, m), added proxy by proxy, so that the same ranks give the same bits however they lie in
-    memory."""
+    memory.
+    """
     total = np.zeros(len(ranks))
     for column, weight in zip(ranks.T, weights, strict=True):
         total += weight * np.log(column / len(ranks))

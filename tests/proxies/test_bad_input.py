@@ -163,7 +163,7 @@ def test_a_block_that_runs_twice():
         def forward(self, x):
             return self.last(self.block(self.block(self.stem(x))))
 
-    with pytest.raises(ProxyEvaluationError, match="'block'.* ran twice"):
+    with pytest.raises(ProxyEvaluationError, match=r"'block'.* ran twice"):
         evaluate_untouched(Twice())
 
 

@@ -60,7 +60,7 @@ def test_residual_network():
     model = ResNet()
     assert list(find_blocks(model)) == ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
     scores = ProxyEvaluator((3, 32, 32), batch_size=4)(model)
-    assert [b.name for b in scores.blocks][0] == "input of layer1.0"
+    assert scores.blocks[0].name == "input of layer1.0"
     assert scores.blocks[0].shape == (8, 8, 8)
     assert scores.blocks[3].shape == (16, 4, 4)
     assert min(b.spectral_norm for b in scores.blocks[1:]) > 0.1

@@ -49,7 +49,8 @@ def test_it_searches_better_than_random():
 
 
 def test_parents_come_from_the_top_by_aggregated_rank():
-    """After the start, each trial differs in at most two parameters from the population that the plain formula gives."""
+    """After the start, each trial differs in at most two parameters from the population that the plain formula
+    gives."""
     study = new_study(az.AZNASSampler(seed=1, population_size=4, n_startup_trials=15, crossover=0.0))
     study.optimize(objective, n_trials=60)
     trials = study.trials

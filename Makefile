@@ -1,0 +1,51 @@
+# Everything sets up .venv by itself. `make demo` and `make test` are the two to start with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: env demo test test-all lint format docs bench bench-ranking clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[test,docs,lint,services,browser]'
+	@touch $@
+
+demo: env
+	$(BIN)/python examples/search_nas_bench_201.py
+
+test: env
+	$(BIN)/python -m pytest
+
+# As `make test`, but what needs PostgreSQL, Redis or Chromium must run.
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --require-services
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+bench: bench-ranking
+
+bench-ranking: env
+	$(BIN)/python tests/benchmarks/ranking.py
+
+clean:
+	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

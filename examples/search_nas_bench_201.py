@@ -1,0 +1,101 @@
+"""Search NAS-Bench-201 without training a network, as an Optuna study, and compare with the published accuracies.
+
+    python examples/search_nas_bench_201.py                 # two minutes
+    python examples/search_nas_bench_201.py --seconds 600   # goes on where it stopped
+
+The study lies in a SQLite file, so running it again continues it, and optuna-dashboard opens it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+import numpy as np
+import optuna
+from scipy.stats import kendalltau, spearmanr
+
+import optuna_aznas as az
+from optuna_aznas.spaces.nas_bench_201 import from_params, to_arch
+from optuna_aznas.spaces.nas_bench_201_results import load_results
+
+DATASETS = ("cifar10", "cifar100", "imagenet")
+
+
+def search(study: optuna.Study, seconds: float | None, trials: int | None, device: str) -> None:
+    """Add trials to the study until the time or the number is up; Ctrl-C ends it early."""
+    evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), device=device)
+
+    def objective(trial: optuna.Trial) -> az.ProxyScores:
+        return evaluator(az.spaces.nas_bench_201(trial))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the progress bar
+        try:
+            study.optimize(objective, n_trials=trials, timeout=seconds, show_progress_bar=True)
+        except KeyboardInterrupt:
+            print("\nInterrupted; what is finished is in the study.", file=sys.stderr)
+
+
+def report(study: optuna.Study, storage: str) -> None:
+    """Print the leaderboard with true accuracies, and how far the aggregated rank agrees with them."""
+    results = {dataset: load_results(dataset) for dataset in DATASETS}
+    everyone = {dataset: np.array([r.accuracy for r in results[dataset].values()]) for dataset in DATASETS}
+
+    def place(accuracy: float, dataset: str) -> int:
+        return int((everyone[dataset] > accuracy).sum()) + 1
+
+    board = az.leaderboard(study, n=5)
+    print(f"\nThe best of {len(az.rank_scores(study))} networks by aggregated rank S, none of them trained, and their")
+    print("true accuracy in percent with its place among all 15,625 (ImageNet is ImageNet16-120):\n")
+    print(
+        f"{'':>2}  {'trial':>5}  {'S':>6}" + "".join(f"  {name:>16}" for name in ("CIFAR-10", "CIFAR-100", "ImageNet"))
+    )
+    for entry in board:
+        arch = to_arch(from_params(entry.params))
+        line = f"{entry.place:>2}  {entry.number:>5}  {entry.score:6.2f}"
+        for dataset in DATASETS:
+            accuracy = results[dataset][arch].accuracy
+            line += f"  {accuracy:5.2f} ({place(accuracy, dataset):>5}.)".rjust(18)
+        print(f"{line}  {arch}")
+
+    ranked = az.rank_scores(study)
+    archs = [to_arch(from_params(trial.params)) for trial in study.trials if trial.number in ranked]
+    print(f"\n{'':34}" + "".join(f"{name:>10}" for name in ("CIFAR-10", "CIFAR-100", "ImageNet")))
+    for name, correlation in (("Kendall's tau", kendalltau), ("Spearman's rho", spearmanr)):
+        values = [
+            correlation(list(ranked.values()), [results[d][a].accuracy for a in archs]).statistic for d in DATASETS
+        ]
+        print(f"{name + ' of S, all searched':34}" + "".join(f"{value:10.3f}" for value in values))
+    print(f"{'best accuracy there is':34}" + "".join(f"{everyone[dataset].max():10.2f}" for dataset in DATASETS))
+    print(
+        "(Over the searched networks, most of them good ones; over all 15,625, S has a tau of about 0.74 on CIFAR-10.)"
+    )
+    print(f"\nLook at the study:  .venv/bin/optuna-dashboard {storage}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=110, help="how long to search (default: 110)")
+    parser.add_argument("--trials", type=int, help="how many networks to score, instead of --seconds")
+    parser.add_argument(
+        "--storage", default="sqlite:///nas_bench_201.db", help="where the study lies (default: %(default)s)"
+    )
+    parser.add_argument("--study-name", default="nas_bench_201")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = az.create_study(
+        study_name=options.study_name, storage=options.storage, load_if_exists=True, seed=options.seed
+    )
+    before = len(study.trials)
+    if before:
+        print(f"Continuing study {options.study_name!r} in {options.storage}: {before} trials so far.")
+    search(study, None if options.trials else options.seconds, options.trials, options.device)
+    report(study, options.storage)
+
+
+if __name__ == "__main__":
+    main()
