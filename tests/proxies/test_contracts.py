@@ -43,7 +43,7 @@ class Awkward(nn.Module):
     def forward(self, x):
         self.seen += 1
         x = self.layers(self.stem(x))
-        x += torch.rand(1) + float(np.random.rand()) + random.random()
+        x += torch.rand((), device=x.device) + float(np.random.rand()) + random.random()
         return self.head(x.mean((2, 3)))
 
 

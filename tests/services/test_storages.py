@@ -58,7 +58,8 @@ def workers_share(kind, place):
     assert list(az.rank_scores(study).values()) == pytest.approx(s)
     # Both saw the other's trials: what repeats can only have been proposed at the same moment.
     assert len({tuple(t.params.values()) for t in study.trials}) >= 55
-    assert max(t.values[0] for t in study.trials) >= 16  # of 20
+    # And both evolve: uniform sampling has a mean of 10 in the first proxy.
+    assert sum(t.values[0] for t in study.trials[30:]) / 30 > 11
 
 
 def test_sqlite(tmp_path):
