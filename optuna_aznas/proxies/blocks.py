@@ -38,8 +38,9 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
     stands for it.
 
     Raises:
-        ProxyEvaluationError: No block was found, or a name or pattern matches nothing. The message lists
-            candidates.
+        ProxyEvaluationError: No block was found, or a name or pattern matches nothing (the message lists
+            candidates), or one chosen block is part of another.
+        ValueError: ``blocks`` is of another kind.
     """
     if blocks is None or blocks == "auto":
         found = _find_automatically(model)
@@ -49,6 +50,19 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
                 f"weights below its head. {_candidates(model)}"
             )
         return found
+    found = _find_chosen(model, blocks)
+    for outer in found:
+        inner = next((name for name in found if name.startswith(outer + ".")), None)
+        if inner is not None:
+            raise ProxyEvaluationError(
+                f"Blocks must not lie in one another, but {inner!r} is part of {outer!r}. Leave one of them out of blocks."
+            )
+    return found
+
+
+def _find_chosen(
+    model: nn.Module, blocks: str | Sequence[str] | Callable[[str, nn.Module], bool]
+) -> dict[str, nn.Module]:
     if callable(blocks):
         found = {name: module for name, module in model.named_modules() if name and blocks(name, module)}
         if not found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +24,17 @@ def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.d
     modes = [(module, module.training) for module in model.modules()]
     numpy_state, python_state = np.random.get_state(), random.getstate()
     cuda = [device] if device.type == "cuda" else []
-    precision = torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn
+    settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _numeric_settings()]
     try:
         for module, _ in modes:
             module.training = training  # not .train(): models override that to keep parts frozen
-        torch.set_float32_matmul_precision("highest")
+        for owner, name, _, value in settings:
+            setattr(owner, name, value)
         with (
             torch.random.fork_rng(devices=cuda),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
-            cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32),
         ):
             torch.default_generator.manual_seed(seed)
             if cuda:
@@ -44,8 +44,30 @@ def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.d
             random.seed(seed)
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for owner, name, before, _ in settings:
+            setattr(owner, name, before)
         for module, was_training in modes:
             module.training = was_training
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+def _numeric_settings() -> list[tuple[Any, str, Any]]:
+    """The global settings on which results depend: (owner, name, value while scoring). On a GPU, convolutions run in
+    TF32.
+    """
+    backends: Any = torch.backends
+    settings: list[tuple[Any, str, Any]] = [
+        (backends.cudnn, "benchmark", False),
+        (backends.cudnn, "deterministic", True),
+    ]
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later; must not be mixed with the older names
+        settings += [
+            (backends.cuda.matmul, "fp32_precision", "ieee"),
+            (backends.cudnn.conv, "fp32_precision", "tf32"),
+            (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+            (backends.mkldnn.conv, "fp32_precision", "ieee"),
+        ]
+    else:
+        settings += [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", True)]
+    return settings

@@ -167,6 +167,8 @@ def test_choices_that_match_nothing():
         find_blocks(model, ["layer1", "layer9"])
     with pytest.raises(ProxyEvaluationError, match="chose no module of ResNet"):
         find_blocks(model, lambda name, module: False)
+    with pytest.raises(ProxyEvaluationError, match=r"'layer1\.0' is part of 'layer1'"):
+        find_blocks(model, ["layer1", "layer1.0"])
     for wrong in (3, [], [1, 2]):
         with pytest.raises(ValueError, match="blocks must be None, 'auto', names"):
             find_blocks(model, wrong)

@@ -160,11 +160,44 @@ def test_the_callers_modes_do_not_matter():
         assert torch.is_inference_mode_enabled()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert evaluator(model) == expected
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    assert evaluator(model) == expected
-    assert torch.get_float32_matmul_precision() == "medium"
-    torch.set_float32_matmul_precision(precision)
+
+
+PRECISIONS = {
+    "legacy": "torch.set_float32_matmul_precision('medium')",
+    "legacy cudnn": "torch.backends.cudnn.allow_tf32 = False",
+    "cuda matmul": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "cudnn conv": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "mkldnn": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older torch without these names"
+)
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_the_callers_precision_does_not_matter(setting):
+    """In a process of its own each: torch forbids mixing its two ways of setting it, and keeps a memory of both."""
+    script = f"""
+import torch
+from tests.proxies.test_contracts import network
+from optuna_aznas import ProxyEvaluator
+
+evaluator, model = ProxyEvaluator((3, 16, 16), batch_size=4), network()
+expected = evaluator(model)
+{PRECISIONS[setting]}
+
+def settings():
+    b = torch.backends
+    owners = (b, b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)
+    values = [owner.fp32_precision for owner in owners]
+    return values + ([torch.get_float32_matmul_precision()] if {setting == "legacy"} else [])
+
+before = settings()
+assert evaluator(model) == expected
+assert settings() == before, (before, settings())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_same_seed_same_scores_whatever_came_before():
