@@ -32,10 +32,10 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
 
     Automatic choice: ``Sequential`` and ``ModuleList`` containers are opened until their elements are *units*,
     that is modules with children of their own (a ``Sequential`` of plain layers counts when it holds a weight
-    matrix or kernel). Where a model has fewer than two units, as a plain ``Sequential`` or a
-    multilayer perceptron has, each layer with a weight matrix or kernel makes a block together with the plain layers
-    (norm, activation, pooling) behind it, and the last one, the head, is left out; the layer that ends such a block
-    stands for it.
+    matrix or kernel). Where a model is a plain chain of layers, as a VGG or a
+    multilayer perceptron is, each layer with a weight matrix or kernel makes a block together with the plain layers
+    (norm, activation, pooling) behind it, and the head is left out: the last one, or the linear layers behind the last
+    convolution. The layer that ends such a block stands for it.
 
     Raises:
         ProxyEvaluationError: No block was found, or a name or pattern matches nothing (the message lists
@@ -55,7 +55,7 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
         inner = next((name for name in found if name.startswith(outer + ".")), None)
         if inner is not None:
             raise ProxyEvaluationError(
-                f"Blocks must not lie in one another, but {inner!r} is part of {outer!r}. Leave one of them out of blocks."
+                f"Blocks must not lie in one another, but {inner!r} is part of {outer!r}. Leave one of them out."
             )
     return found
 
@@ -93,20 +93,29 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
     units = dict(_units(model))
-    if len(units) >= 2:
-        return units
-    # A plain chain of layers; perhaps inside one wrapper (``self.net = Sequential(...)``).
+    if len(units) < 3 and all(isinstance(unit, nn.Sequential) for unit in units.values()):
+        # A plain chain of layers, perhaps inside a wrapper or two (``self.features``, ``self.classifier``).
+        chain = _chain(model)
+        if len(chain) >= 2:
+            return chain
+    return units if len(units) >= 2 else {}
+
+
+def _chain(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the last layer of each block of a plain chain of layers."""
     layers = [(name, module) for name, module in model.named_modules() if not has_children(module)]
     starts = [i for i, (_, module) in enumerate(layers) if has_weight(module)]
-    # A block ends where the next one starts: behind its norm, activation and pooling. Flattening belongs to what
-    # follows.
+    convolutions = [k for k, i in enumerate(starts) if isinstance(layers[i][1], nn.modules.conv._ConvNd)]
+    if convolutions:
+        starts = starts[: convolutions[-1] + 2]  # the linear layers behind the last one are the head
+    # A block ends where the next starts, behind its norm, activation and pooling. Flattening belongs to what follows.
     ends = []
     for start in starts[1:]:
         end = start - 1
         while isinstance(layers[end][1], nn.Flatten):
             end -= 1
         ends.append(end)
-    return dict(layers[end] for end in ends) if len(ends) >= 2 else {}
+    return dict(layers[end] for end in ends)
 
 
 def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

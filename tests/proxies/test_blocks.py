@@ -76,6 +76,36 @@ def test_plain_sequential():
     assert [b.shape for b in scores.blocks] == [(8, 30, 30), (8, 14, 14)]
 
 
+def test_vgg():
+    class VGG(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers, c_in = [], 3
+            for width in (8, "pool", 16, "pool", 16, 16, "pool"):
+                if width == "pool":
+                    layers.append(nn.MaxPool2d(2))
+                else:
+                    layers += [nn.Conv2d(c_in, width, 3, padding=1), nn.ReLU(inplace=True)]
+                    c_in = width
+            self.features = nn.Sequential(*layers)
+            self.classifier = nn.Sequential(nn.Linear(16 * 16, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 2))
+
+        def forward(self, x):
+            return self.classifier(self.features(x).flatten(1))
+
+    scores = ProxyEvaluator((3, 32, 32), batch_size=4)(VGG())
+    assert [b.name for b in scores.blocks] == ["features.2", "features.5", "features.7", "features.10"]
+    assert [b.shape for b in scores.blocks] == [(8, 16, 16), (16, 8, 8), (16, 8, 8), (16, 4, 4)]
+
+
+def test_two_units_stay_two():
+    def unit(c_in):
+        return nn.Sequential(nn.Conv2d(c_in, 4, 3), nn.ReLU())
+
+    assert list(find_blocks(nn.Sequential(unit(3), unit(4), nn.Flatten(), nn.Linear(64, 2)))) == ["0.1", "1.1"]
+    assert list(find_blocks(nn.Sequential(unit(3), unit(4)))) == ["0", "1"]
+
+
 def test_multilayer_perceptron_in_a_wrapper():
     class Perceptron(nn.Module):
         def __init__(self):
