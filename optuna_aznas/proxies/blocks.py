@@ -32,10 +32,10 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
 
     Automatic choice: ``Sequential`` and ``ModuleList`` containers are opened until their elements are *units*,
     that is modules with children of their own (a ``Sequential`` of plain layers counts when it holds a weight
-    matrix or kernel). Where a model is a plain chain of layers, as a VGG or a
-    multilayer perceptron is, each layer with a weight matrix or kernel makes a block together with the plain layers
-    (norm, activation, pooling) behind it, and the head is left out: the last one, or the linear layers behind the last
-    convolution. The layer that ends such a block stands for it.
+    matrix or kernel); a single unit, such as an encoder, is opened too. Where a model is a plain chain of layers, as a
+    VGG or a multilayer perceptron is, each layer with a weight matrix or kernel makes a block together with the plain
+    layers (norm, activation, pooling) behind it, and the head is left out: the last one, or the linear layers behind
+    the last convolution. The layer that ends such a block stands for it.
 
     Raises:
         ProxyEvaluationError: No block was found, or a name or pattern matches nothing (the message lists
@@ -93,6 +93,12 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
     units = dict(_units(model))
+    while len(units) == 1:  # a wrapper or an encoder: look inside
+        ((name, unit),) = units.items()
+        inner = dict(_units(unit, f"{name}."))
+        if not inner:
+            break
+        units = inner
     if len(units) < 3 and all(isinstance(unit, nn.Sequential) for unit in units.values()):
         # A plain chain of layers, perhaps inside a wrapper or two (``self.features``, ``self.classifier``).
         chain = _chain(model)

@@ -132,6 +132,23 @@ def test_transformer_encoder_on_token_ids():
     assert same == ProxyEvaluator(inputs=(tokens,), device="cpu")(model)
 
 
+def test_an_encoder_is_opened():
+    class Encoded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.patches, self.encoder = nn.Conv2d(3, 16, 4, 4), nn.TransformerEncoder(layer, 3)
+
+        def forward(self, x):
+            return self.encoder(self.patches(x).flatten(2).mT).mean(1)
+
+    names = ["encoder.layers.0", "encoder.layers.1", "encoder.layers.2"]
+    assert list(find_blocks(Encoded())) == names
+    assert list(find_blocks(nn.ModuleDict({"wrapped": Encoded()}))) == [f"wrapped.{name}" for name in names]
+    scores = ProxyEvaluator((3, 16, 16), batch_size=4)(Encoded())
+    assert [b.shape for b in scores.blocks] == [(16, 16)] * 4
+
+
 def test_signals_have_their_channels_first():
     def conv(c_in, c_out, stride):
         return nn.Sequential(nn.Conv1d(c_in, c_out, 5, stride=stride, padding=2), nn.BatchNorm1d(c_out), nn.ReLU())
