@@ -49,8 +49,8 @@ class StudyHistory:
     def __len__(self) -> int:
         return len(self.trials)
 
-    def update(self, study: Study) -> list[FrozenTrial]:
-        """Read what is new in ``study``; return its trials that are waiting or running."""
+    def update(self, study: Study) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """Read what is new in ``study``; return trials newly finished, scored or not, and all that wait or run."""
         with self._lock:
             trials = study.get_trials(deepcopy=False)
             if trials and trials[-1].number != len(trials) - 1:
@@ -59,10 +59,11 @@ class StudyHistory:
             else:
                 news = [trials[number] for number in sorted(self._unfinished)] + trials[self._seen :]
             self._seen = trials[-1].number + 1 if trials else 0
+            finished = [trial for trial in news if trial.state.is_finished()]
             unfinished = [trial for trial in news if not trial.state.is_finished()]
             self._unfinished = {trial.number for trial in unfinished}
-            self._add(study, [trial for trial in news if trial.state.is_finished()])
-            return unfinished
+            self._add(study, finished)
+            return finished, unfinished
 
     def scores(self) -> npt.NDArray[np.float64]:
         """S of every scored trial, in the order of :attr:`trials`."""

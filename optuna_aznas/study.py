@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._history import StudyHistory, top
 from optuna_aznas._records import is_feasible, record
+from optuna_aznas.pruner import AZNASPruner
 from optuna_aznas.sampler import AZNASSampler
 
 __all__ = ["Leaderboard", "LeaderboardEntry", "best_trials", "create_study", "leaderboard", "rank_scores", "record"]
@@ -40,7 +41,7 @@ def create_study(
     Args:
         storage: As in :func:`optuna.create_study`.
         sampler: Replaces the default sampler.
-        pruner: As in :func:`optuna.create_study`.
+        pruner: Replaces the default pruner, :class:`~optuna_aznas.AZNASPruner`.
         study_name: As in :func:`optuna.create_study`.
         proxies: Names of the proxies that the objective returns, in that order.
         load_if_exists: As in :func:`optuna.create_study`: continue the study of that name.
@@ -61,7 +62,7 @@ def create_study(
     study = optuna.create_study(
         storage=storage,
         sampler=AZNASSampler(seed=seed) if sampler is None else sampler,
-        pruner=pruner,
+        pruner=AZNASPruner() if pruner is None else pruner,
         study_name=study_name,
         directions=["maximize"] * len(names),
         load_if_exists=load_if_exists,
@@ -85,14 +86,15 @@ def create_study(
 
 
 def rank_scores(study: Study) -> dict[int, float]:
-    """Return the aggregated rank score S of each scored trial, by trial number.
+    """Return the aggregated rank score S of each scored and feasible trial, by trial number.
 
-    Ranks are taken over all scored trials of the study, whatever their state; trials without scores are not in the
-    result. At most 0, bigger is better; a trial's S changes as the study grows. See :func:`~optuna_aznas.aggregate`.
+    Ranks are taken over all scored trials of the study, whatever their state. At most 0, bigger is better; a trial's S
+    changes as the study grows. See :func:`~optuna_aznas.aggregate`.
     """
     history = StudyHistory()
     history.update(study)
-    return {trial.number: float(s) for trial, s in zip(history.trials, history.scores(), strict=True)}
+    scored = zip(history.trials, history.scores(), strict=True)
+    return {trial.number: float(s) for trial, s in scored if is_feasible(trial)}
 
 
 def best_trials(study: Study, n: int = 10) -> list[FrozenTrial]:

@@ -36,6 +36,7 @@ def test_create_study_is_an_ordinary_study(tmp_path):
     assert study.directions == [StudyDirection.MAXIMIZE] * 4
     assert study.metric_names == ["expressivity", "progressivity", "trainability", "complexity"]
     assert isinstance(study.sampler, az.AZNASSampler)
+    assert isinstance(study.pruner, az.AZNASPruner)
     fill(study)
     again = az.create_study(study_name="nb201", storage=storage, load_if_exists=True)
     assert len(again.trials) == 40
@@ -237,7 +238,7 @@ def test_reading_bit_by_bit_equals_reading_at_once():
         else:
             trial = running.pop(int(rng.integers(len(running))))
             study.tell(trial, tuple(rng.integers(0, 5, 2).astype(float)))
-        unfinished = history.update(study)
+        _, unfinished = history.update(study)
         assert {t.number for t in unfinished} == {t.number for t in running}
         fresh = az.rank_scores(study)
         assert {t.number: s for t, s in zip(history.trials, history.scores(), strict=True)} == fresh

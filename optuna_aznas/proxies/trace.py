@@ -72,7 +72,7 @@ def run_blocks(
     Raises:
         ProxyEvaluationError: The forward failed, a block or the model gave no tensor, or a block ran twice.
     """
-    tracer = _Tracer(model, inputs, blocks, observe, draw_cotangent, _MacCounter() if count_macs else None)
+    tracer = _Tracer(inputs, observe, draw_cotangent, _MacCounter() if count_macs else None)
     if isinstance(inputs, Mapping):
         args, kwargs = (), dict(inputs)
     else:
@@ -82,11 +82,8 @@ def run_blocks(
         for name, module in blocks.items():
             handles.append(module.register_forward_pre_hook(tracer.before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(tracer.after(name)))
-        if tracer.counter is None:
+        with tracer.counter or nullcontext():
             output = torch.func.functional_call(model, state, args, kwargs)
-        else:
-            with tracer.counter:
-                output = torch.func.functional_call(model, state, args, kwargs)
     except ProxyEvaluationError:
         raise
     except Exception as error:
@@ -111,15 +108,11 @@ class _Tracer:
 
     def __init__(
         self,
-        model: nn.Module,
         inputs: Any,
-        blocks: Mapping[str, nn.Module],
         observe: Callable[[BlockPass], None],
         draw_cotangent: Callable[[Tensor], Tensor] | None,
         counter: _MacCounter | None,
     ) -> None:
-        self.model = model
-        self.blocks = blocks
         self.observe = observe
         self.draw_cotangent = draw_cotangent
         self.counter = counter
@@ -182,7 +175,7 @@ class _Tracer:
             self.macs_before = self.counter.total
         cotangent = gradient = None
         leaf = feature.detach()
-        with self.counter.paused() if self.counter is not None else nullcontext():
+        with self.counter.paused() if self.counter else nullcontext():
             if self.draw_cotangent is not None and source is not None:
                 cotangent = self.draw_cotangent(feature)
                 gradient = _product(feature, source, cotangent)
@@ -291,7 +284,7 @@ def _explain(
     message += f"The model was given input of shape {given_shapes}"
     if last is not None:
         message += f"; the last block that ran, {last[0]!r}, gave {tuple(last[1])}"
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError):
         remedy = "Use a smaller batch_size, or another device."
     elif "more than 1 value per channel" in str(error):
         remedy = (

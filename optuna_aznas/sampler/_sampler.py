@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.samplers._base import _process_constraints_after_trial
@@ -16,10 +16,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._history import Aggregation, StudyHistory, top
-from optuna_aznas._records import SCORES_KEY, architecture_names
+from optuna_aznas._records import ARCHITECTURE_KEY, SCORES_KEY, architecture_names
 from optuna_aznas.sampler._variation import cross, mutate, sample_uniform
-
-_logger = optuna.logging.get_logger(__name__)
 
 #: Candidates that are looked at, each of evolution and of uniform sampling, before a repeated architecture is accepted.
 _TRIES = 100
@@ -135,8 +133,10 @@ class AZNASSampler(BaseSampler):
             view.update(study)
             space = view.draw_template(self._rng, self._n_startup_trials, self._population_size)
             view.architecture_spaces[trial.number] = space
-            hyperparameters = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
             known = view.architecture_names
+            if not known:  # nothing was recorded: every parameter may be the architecture's
+                return space
+            hyperparameters = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
             return {**{name: d for name, d in hyperparameters.items() if name not in known}, **space}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: _Space) -> _Params:
@@ -183,7 +183,7 @@ class AZNASSampler(BaseSampler):
         """Return values for the whole of ``space``, if possible new and acceptable ones."""
         fallback: _Params | None = None
         if view.evolving(self._n_startup_trials):
-            parents = [p for p in view.parents(self._population_size) if all(name in p.params for name in space)]
+            parents = [p for p in view.parents(self._population_size) if space.items() <= p.distributions.items()]
             for _ in range(_TRIES if parents else 0):
                 candidate = self._child(parents, space)
                 if self._acceptable(candidate):
@@ -197,9 +197,10 @@ class AZNASSampler(BaseSampler):
                     return candidate
                 fallback = fallback or candidate
         if fallback is None:
-            _logger.warning(
+            warnings.warn(
                 f"accept rejected all of {_TRIES} random candidates; the last one is proposed all the same. "
-                "Check accept, or widen what it lets pass."
+                "Check accept, or widen what it lets pass.",
+                stacklevel=2,
             )
             return candidate
         return fallback
@@ -228,20 +229,17 @@ class _StudyView:
         self._history = StudyHistory(aggregation)
         self._running: set[tuple[tuple[str, Any], ...]] = set()
         self._finished: set[tuple[tuple[str, Any], ...]] = set()
-        self._read = 0
-        self.architecture_names: set[str] = set()
+        self.architecture_names: set[str] = set()  # of all trials that recorded scores
         self.architecture_spaces: dict[int, _Space] = {}  # of trials between infer_ and sample_relative
 
     def update(self, study: Study) -> None:
-        unfinished = self._history.update(study)
+        finished, unfinished = self._history.update(study)
         self._running = {_key(architecture_of(trial)) for trial in unfinished}
-        if len(self._history) < self._read:  # the history started over
-            self._read = 0
-        for trial in self._history.trials[self._read :]:
+        for trial in finished:
             architecture = architecture_of(trial)
             self._finished.add(_key(architecture))
-            self.architecture_names.update(architecture)
-        self._read = len(self._history)
+            if ARCHITECTURE_KEY in trial.user_attrs:
+                self.architecture_names.update(architecture)
 
     def evolving(self, n_startup_trials: int) -> bool:
         return len(self._history) >= n_startup_trials
