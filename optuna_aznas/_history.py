@@ -62,7 +62,13 @@ class StudyHistory:
             finished = [trial for trial in news if trial.state.is_finished()]
             unfinished = [trial for trial in news if not trial.state.is_finished()]
             self._unfinished = {trial.number for trial in unfinished}
-            self._add(study, finished)
+            if not self._recorded and any(recorded_scores(trial) is not None for trial in finished):
+                # From here on objective values are objectives; what was read of them before is no score.
+                self._recorded = True
+                self._clear()
+                self._add(study, [trial for trial in trials if trial.state.is_finished()])
+            else:
+                self._add(study, finished)
             return finished, unfinished
 
     def scores(self) -> npt.NDArray[np.float64]:
@@ -96,11 +102,6 @@ class StudyHistory:
         return scores
 
     def _add(self, study: Study, finished: list[FrozenTrial]) -> None:
-        if not self._recorded and any(recorded_scores(trial) is not None for trial in finished):
-            # From here on objective values are objectives; what was read of them before is no score.
-            self._recorded = True
-            self._clear()
-            finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
         rows = []
         value_names = None if self._recorded else _value_names(study)
         for trial in finished:

@@ -24,6 +24,7 @@ _TRIES = 100
 
 _Params = dict[str, Any]
 _Space = dict[str, BaseDistribution]
+_Key = tuple[tuple[str, str], ...]
 
 
 class AZNASSampler(BaseSampler):
@@ -227,8 +228,8 @@ class _StudyView:
 
     def __init__(self, aggregation: Aggregation | None) -> None:
         self._history = StudyHistory(aggregation)
-        self._running: set[tuple[tuple[str, Any], ...]] = set()
-        self._finished: set[tuple[tuple[str, Any], ...]] = set()
+        self._running: set[_Key] = set()
+        self._finished: set[_Key] = set()
         self.architecture_names: set[str] = set()  # of all trials that recorded scores
         self.architecture_spaces: dict[int, _Space] = {}  # of trials between infer_ and sample_relative
 
@@ -268,5 +269,5 @@ def architecture_of(trial: FrozenTrial) -> _Params:
     return {name: trial.params[name] for name in architecture_names(trial)}
 
 
-def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(params.items(), key=lambda item: item[0]))
+def _key(params: Mapping[str, Any]) -> _Key:
+    return tuple(sorted((name, repr(value)) for name, value in params.items()))  # choices need not be hashable

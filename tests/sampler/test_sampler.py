@@ -227,6 +227,18 @@ def test_a_parents_value_outside_of_anothers_range():
         assert all(space[name]._contains(value) for name, value in params.items())
 
 
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_choices_of_any_kind():
+    def odd(trial):
+        x = trial.suggest_categorical("x", ([1, 2], None, float("nan"), True, 2.5))
+        y = trial.suggest_categorical("y", ("a", "b", "c"))
+        return float(x is None) + (y == "b"), float(y == "c")
+
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0, n_startup_trials=3))
+    study.optimize(odd, n_trials=15)
+    assert len({(repr(t.params["x"]), t.params["y"]) for t in study.trials}) == 15
+
+
 def test_partially_fixed():
     sampler = optuna.samplers.PartialFixedSampler({"x0": "c"}, az.AZNASSampler(seed=0, n_startup_trials=5))
     study = new_study(sampler)
