@@ -118,11 +118,10 @@ class ProxyEvaluator:
 
     Example:
         >>> from torch import nn
-        >>> model = nn.Sequential(
-        ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
-        ... )
-        >>> evaluator = ProxyEvaluator(input_shape=(3, 8, 8), batch_size=4, device="cpu")
-        >>> _ = model(torch.randn(2, 3, 8, 8))  # a lazy layer learns its shape
+        >>> def block(c_in, c_out):
+        ...     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU())
+        >>> model = nn.Sequential(block(3, 8), block(8, 8), block(8, 16), nn.Flatten(), nn.Linear(16 * 64, 10))
+        >>> evaluator = ProxyEvaluator(input_shape=(3, 8, 8), device="cpu")
         >>> evaluator(model).names
         ('expressivity', 'progressivity', 'trainability', 'complexity')
     """
