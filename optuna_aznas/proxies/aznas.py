@@ -245,8 +245,16 @@ def _batched(function: Callable[..., Tensor], *columns: list[Tensor | None]) -> 
     for i, row in enumerate(rows):
         if all(matrix is not None and bool(torch.isfinite(matrix).all()) for matrix in row):
             by_shape.setdefault(row[0].shape, []).append(i)
-    for indices in by_shape.values():
+    pending = list(by_shape.values())
+    while pending:
+        indices = pending.pop()
         stacks = [torch.stack([rows[i][k] for i in indices]) for k in range(len(columns))]
-        for i, value in zip(indices, function(*stacks).tolist(), strict=True):
+        try:
+            values = function(*stacks).tolist()
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # It did not converge: find out for which, and leave that NaN.
+            pending += [[i] for i in indices] if len(indices) > 1 else []
+            continue
+        for i, value in zip(indices, values, strict=True):
             results[i] = value
     return results

@@ -201,3 +201,26 @@ def test_repeats_average_over_draws(monkeypatch):
     for i, name in enumerate(scores.names):
         assert scores[i] == pytest.approx(sum(values[i] for values, _ in singles) / 3), name
     assert scores.blocks == tuple(singles[0][1])
+
+
+def test_a_decomposition_that_does_not_converge_is_a_score(monkeypatch):
+    """Only the block concerned has no entropy, and the network scores -inf."""
+    evaluator, eigvalsh = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu"), torch.linalg.eigvalsh
+    model = ResNetish()
+    expected = evaluator(model)
+    bad = []
+
+    def moody(matrices):
+        if matrices.shape[-1] == 12:  # two blocks have 12 channels
+            bad[:] = bad or [matrices[1]]
+            if any(torch.equal(matrix, bad[0]) for matrix in matrices):
+                raise torch.linalg.LinAlgError("failed to converge")
+        return eigvalsh(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", moody)
+    scores = evaluator(model)
+    assert scores.expressivity == scores.progressivity == -math.inf
+    assert scores.trainability == expected.trainability
+    entropies = [block.entropy for block in scores.blocks]
+    assert math.isnan(entropies.pop(3))
+    assert entropies == [block.entropy for i, block in enumerate(expected.blocks) if i != 3]
