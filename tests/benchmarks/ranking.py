@@ -101,6 +101,26 @@ def report(scored: dict[str, tuple[float, ...]], data: Path) -> None:
         correlation_table({"S here": aggregate(mine), "S there": aggregate(theirs)}, shared)
 
 
+def report_seeds(runs: list[dict[str, tuple[float, ...]]], data: Path) -> None:
+    """Print how tau of the aggregation with CIFAR-10 accuracy varies from seed to seed, beside the reference's one
+    seed."""
+    archs = list(runs[0])
+    if (data / TABLES["reference"]).exists():
+        reference = load_scores(data)
+        archs = [arch for arch in archs if arch in reference] or archs
+    truth = [load_results("cifar10")[arch].accuracy for arch in archs]
+
+    def tau(table: list[tuple[float, ...]]) -> float:
+        return kendalltau(aggregate(table), truth).statistic
+
+    taus = [tau([run[arch] for arch in archs]) for run in runs]
+    print(f"\ntau of S with CIFAR-10 accuracy, seed by seed, {len(archs)} networks: {np.round(taus, 4).tolist()}")
+    print(f"mean {np.mean(taus):.4f}, standard deviation {np.std(taus, ddof=1):.4f}", end="")
+    if (data / TABLES["reference"]).exists() and archs[0] in reference:
+        print(f"; the reference (one seed) {tau([(*reference[arch], macs(arch)) for arch in archs]):.4f}", end="")
+    print()
+
+
 def check_parameters() -> None:
     """Build all 15,625 networks and compare their parameter counts with the benchmark's."""
     results = load_results("cifar10")
@@ -124,6 +144,7 @@ def main() -> None:
     parser.add_argument("--jacobian", default="moment", choices=["moment", "least-squares"])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="so many seeds, one after the other, from --seed on")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1, help="processes (useful on a GPU)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the reference scores")
@@ -148,24 +169,28 @@ def main() -> None:
         archs = list(load_scores(options.data))[: int(options.networks)]
     i, n = map(int, options.part.split("/"))
     archs = archs[i - 1 :: n]
-    settings = {name: getattr(options, name) for name in ("batch_size", "jacobian", "repeats", "seed", "device")}
-    print(f"{len(archs)} networks, {settings}, {options.workers} worker(s)")
-    start = time.perf_counter()
-    scored = {}
-    for arch, scores in score_all(archs, settings, options.workers):
-        scored[arch] = scores
-        if len(scored) % 500 == 0:
-            print(f"  {len(scored)} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    seconds = time.perf_counter() - start
-    print(
-        f"{seconds:.0f} s, {1000 * seconds / len(archs):.0f} ms a network, {len(archs) / seconds:.1f} networks a second"
-    )
+    settings = {name: getattr(options, name) for name in ("batch_size", "jacobian", "repeats", "device")}
+    runs = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        print(f"{len(archs)} networks, {settings}, seed {seed}, {options.workers} worker(s)")
+        start = time.perf_counter()
+        scored = {}
+        for arch, scores in score_all(archs, settings | {"seed": seed}, options.workers):
+            scored[arch] = scores
+            if len(scored) % 500 == 0:
+                print(f"  {len(scored)} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        seconds = time.perf_counter() - start
+        per_network, per_second = 1000 * seconds / len(archs), len(archs) / seconds
+        print(f"{seconds:.0f} s, {per_network:.0f} ms a network, {per_second:.1f} networks a second")
+        runs.append({arch: scored[arch] for arch in archs})
     if options.out:
         with gzip.open(options.out, "wt") as file:
             writer = csv.writer(file)
             writer.writerow(("arch", *PROXIES))
-            writer.writerows((arch, *scores) for arch, scores in scored.items())
-    report({arch: scored[arch] for arch in archs}, options.data)
+            writer.writerows((arch, *scores) for arch, scores in runs[0].items())
+    report(runs[0], options.data)
+    if len(runs) > 1:
+        report_seeds(runs, options.data)
 
 
 if __name__ == "__main__":
