@@ -96,6 +96,8 @@ class ProxyEvaluator:
     A convolutional network runs in train mode with Kaiming-normal weights; a transformer (attention and layer
     normalisation) in eval mode with truncated-normal ones.
 
+    Threads may share an evaluator and take turns; several processes score several models at once.
+
     Args:
         input_shape: Shape of one sample, without the batch dimension, such as ``(3, 32, 32)``. The network is run on
             Gaussian noise of this shape.

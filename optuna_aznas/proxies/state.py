@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -19,37 +22,39 @@ def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.d
     Parameters and buffers need no care here: scoring runs on substitutes
     (:func:`~optuna_aznas.proxies.weights.substitute_state`). What remains is the mode of each module, torch's, numpy's
     and Python's global random state (a model with dropout draws from it; inside, all three start from ``seed``), and
-    the settings that change results: gradient mode, autocast, and reduced precision of matrix products.
+    the settings that change results: gradient mode, autocast, and reduced precision of matrix products. Much of this is
+    global to the process, so threads take turns.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    cuda = [device] if device.type == "cuda" else []
-    settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _numeric_settings()]
-    try:
-        for module, _ in modes:
-            module.training = training  # not .train(): models override that to keep parts frozen
-        for owner, name, _, value in settings:
-            setattr(owner, name, value)
-        with (
-            torch.random.fork_rng(devices=cuda),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-    finally:
-        for owner, name, before, _ in settings:
-            setattr(owner, name, before)
-        for module, was_training in modes:
-            module.training = was_training
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+    with _ONE_AT_A_TIME:
+        modes = [(module, module.training) for module in model.modules()]
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        cuda = [device] if device.type == "cuda" else []
+        settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _numeric_settings()]
+        try:
+            for module, _ in modes:
+                module.training = training  # not .train(): models override that to keep parts frozen
+            for owner, name, _, value in settings:
+                setattr(owner, name, value)
+            with (
+                torch.random.fork_rng(devices=cuda),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                torch.autocast(device.type, enabled=False),
+            ):
+                torch.default_generator.manual_seed(seed)
+                if cuda:
+                    with torch.cuda.device(device):
+                        torch.cuda.manual_seed(seed)
+                np.random.seed(seed % 2**32)
+                random.seed(seed)
+                yield
+        finally:
+            for owner, name, before, _ in settings:
+                setattr(owner, name, before)
+            for module, was_training in modes:
+                module.training = was_training
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def _numeric_settings() -> list[tuple[Any, str, Any]]:

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -131,6 +132,23 @@ def test_untouched_when_it_is_interrupted():
         ProxyEvaluator((3, 16, 16), batch_size=4)(model)
     assert_same(before, snapshot(model))
     assert states == random_states()
+
+
+def test_threads_take_turns():
+    """Even on the same model; global state is as before when all are done."""
+    evaluator, models = ProxyEvaluator((3, 16, 16), batch_size=4), [network(), Awkward()]
+    expected = [evaluator(model) for model in models]
+    before = [snapshot(model) for model in models]
+    settings = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    states = random_states()
+    with ThreadPoolExecutor(4) as pool:
+        scored = list(pool.map(evaluator, models * 8))
+    for scores, alone in zip(scored, expected * 8, strict=True):
+        assert scores == pytest.approx(alone, rel=1e-4)  # a thread of its own may round otherwise
+    assert states == random_states()
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == settings
+    for model, was in zip(models, before, strict=True):
+        assert_same(was, snapshot(model))
 
 
 def test_a_scored_model_trains():
