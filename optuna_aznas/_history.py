@@ -37,6 +37,7 @@ class StudyHistory:
         self._lock = threading.Lock()
         self._seen = 0  # trials with a smaller number are finished and read, except for those in _unfinished
         self._unfinished: set[int] = set()
+        self._value_names: tuple[str, ...] | None = None  # asked of the storage once
         self._recorded = False  # whether scores come from record rather than from objective values
         self._clear()
 
@@ -103,12 +104,13 @@ class StudyHistory:
 
     def _add(self, study: Study, finished: list[FrozenTrial]) -> None:
         rows = []
-        value_names = None if self._recorded else _value_names(study)
+        if finished and self._value_names is None:
+            self._value_names = _value_names(study)
         for trial in finished:
             if self._recorded:
                 scores = recorded_scores(trial)
-            elif value_names and trial.state == TrialState.COMPLETE:
-                scores = dict(zip(value_names, trial.values, strict=True))
+            elif self._value_names and trial.state == TrialState.COMPLETE:
+                scores = dict(zip(self._value_names, trial.values, strict=True))
             else:
                 scores = None
             if scores is None:
@@ -129,10 +131,11 @@ class StudyHistory:
             self._scores = None
 
 
-def _value_names(study: Study) -> tuple[str, ...] | None:
+def _value_names(study: Study) -> tuple[str, ...]:
+    """Names of the objectives, or none where their values cannot be scores."""
     directions = study.directions
     if not values_are_scores(directions):
-        return None
+        return ()
     return tuple(study.metric_names or (f"value_{i}" for i in range(len(directions))))
 
 
