@@ -38,7 +38,8 @@ class BlockScores:
         step: ``e_l - e_{l-1}``; NaN for the stem.
         spectral_norm: sigma, the largest singular value of the block's mean Jacobian; NaN for the stem.
         trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem, ``-inf`` for an identity in
-        a CNN. complexity: Multiply-accumulates of one sample since the feature before.
+            a CNN.
+        complexity: Multiply-accumulates of one sample since the feature before.
 
     A part that was not asked for is NaN.
     """

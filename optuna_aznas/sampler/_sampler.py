@@ -46,10 +46,12 @@ class AZNASSampler(BaseSampler):
         population_size: How many of the best trials parents are drawn from, at least 1.
         n_startup_trials: Random trials before evolution starts, at least 1; counted in scored trials.
         mutation: How many parameters of the parent change: a number, or the smallest and the largest of a range, each
-        equally likely. crossover: Probability, 0 to 1, that a child mixes two parents before it is mutated.
+            equally likely.
+        crossover: Probability, 0 to 1, that a child mixes two parents before it is mutated.
         aggregation: Replaces the non-linear rank aggregation: a function from a score table (n, m) to n scores, bigger
-        is better. constraints_func: Optuna's own convention: called on a finished trial, returns numbers that are at
-            most 0 where it is feasible. Infeasible trials are no parents while there are feasible ones.
+            is better.
+        constraints_func: Optuna's own convention: called on a finished trial, returns numbers that are at most 0 where
+            it is feasible. Infeasible trials are no parents while there are feasible ones.
         accept: Called with a candidate's parameters before it is proposed; a candidate for which it returns ``False``
             is dropped and another tried. It cannot see the very first trials, whose parameters nobody knows yet.
         hyperparameter_sampler: Suggests what is no part of the architecture: parameters suggested after
