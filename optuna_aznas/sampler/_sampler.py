@@ -134,7 +134,7 @@ class AZNASSampler(BaseSampler):
         with self._lock:
             view = self._view(study)
             view.update(study)
-            space = view.draw_template(self._rng, self._n_startup_trials, self._population_size)
+            space = view.draw_template(self._rng)
             view.architecture_spaces[trial.number] = space
             known = view.architecture_names
             if not known:  # nothing was recorded: every parameter may be the architecture's
@@ -179,20 +179,19 @@ class AZNASSampler(BaseSampler):
 
     def _view(self, study: Study) -> _StudyView:
         if study not in self._views:
-            self._views[study] = _StudyView(self._aggregation)
+            self._views[study] = _StudyView(self._aggregation, self._n_startup_trials, self._population_size)
         return self._views[study]
 
     def _propose(self, view: _StudyView, space: _Space) -> _Params:
         """Return values for the whole of ``space``, if possible new and acceptable ones."""
         fallback: _Params | None = None
-        if view.evolving(self._n_startup_trials):
-            parents = [p for p in view.parents(self._population_size) if space.items() <= p.distributions.items()]
-            for _ in range(_TRIES if parents else 0):
-                candidate = self._child(parents, space)
-                if self._acceptable(candidate):
-                    if not view.holds(candidate):
-                        return candidate
-                    fallback = candidate
+        parents = [p for p in view.population() if space.items() <= p.distributions.items()]
+        for _ in range(_TRIES if parents else 0):
+            candidate = self._child(parents, space)
+            if self._acceptable(candidate):
+                if not view.holds(candidate):
+                    return candidate
+                fallback = candidate
         for _ in range(_TRIES):
             candidate = {name: sample_uniform(distribution, self._rng) for name, distribution in space.items()}
             if self._acceptable(candidate):
@@ -228,8 +227,11 @@ class AZNASSampler(BaseSampler):
 class _StudyView:
     """What the sampler has read of one study: a cache, rebuilt from the study at any time."""
 
-    def __init__(self, aggregation: Aggregation | None) -> None:
+    def __init__(self, aggregation: Aggregation | None, n_startup_trials: int, population_size: int) -> None:
+        self._n_startup_trials = n_startup_trials
+        self._population_size = population_size
         self._history = StudyHistory(aggregation)
+        self._population: list[FrozenTrial] | None = None
         self._running: set[_Key] = set()
         self._finished: set[_Key] = set()
         self.architecture_names: set[str] = set()  # of all trials that recorded scores
@@ -237,6 +239,8 @@ class _StudyView:
 
     def update(self, study: Study) -> None:
         finished, unfinished = self._history.update(study)
+        if finished:
+            self._population = None
         self._running = {_key(architecture_of(trial)) for trial in unfinished}
         for trial in finished:
             architecture = architecture_of(trial)
@@ -244,18 +248,19 @@ class _StudyView:
             if ARCHITECTURE_KEY in trial.user_attrs:
                 self.architecture_names.update(architecture)
 
-    def evolving(self, n_startup_trials: int) -> bool:
-        return len(self._history) >= n_startup_trials
+    def population(self) -> list[FrozenTrial]:
+        """Return the trials that parents are drawn from, best first; none before evolution starts."""
+        if self._population is None:
+            best: list[int] = []
+            if len(self._history) >= self._n_startup_trials:
+                n = self._population_size
+                best = top(self._history, n) or top(self._history, n, keep=lambda _: True)
+            self._population = [self._history.trials[i] for i in best]
+        return self._population
 
-    def parents(self, population_size: int) -> list[FrozenTrial]:
-        best = top(self._history, population_size) or top(self._history, population_size, keep=lambda _: True)
-        return [self._history.trials[i] for i in best]
-
-    def draw_template(self, rng: np.random.Generator, n_startup_trials: int, population_size: int) -> _Space:
-        """Return the architecture's distributions of a random parent, or before evolution starts of a random scored
-        trial.
-        """
-        trials = self.parents(population_size) if self.evolving(n_startup_trials) else self._history.trials
+    def draw_template(self, rng: np.random.Generator) -> _Space:
+        """Return the architecture's distributions of a random parent; before evolution starts, of any scored trial."""
+        trials = self.population() or self._history.trials
         if not trials:
             return {}
         template = trials[int(rng.integers(len(trials)))]
