@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from typing import get_args
 
 import numpy as np
 import optuna
@@ -18,9 +19,9 @@ from scipy.stats import kendalltau, spearmanr
 
 import optuna_aznas as az
 from optuna_aznas.spaces.nas_bench_201 import from_params, to_arch
-from optuna_aznas.spaces.nas_bench_201_results import load_results
+from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 
-DATASETS = ("cifar10", "cifar100", "imagenet")
+DATASETS = get_args(Dataset)
 
 
 def search(study: optuna.Study, seconds: float | None, trials: int | None, device: str) -> None:

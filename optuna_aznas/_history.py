@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,6 +41,13 @@ class StudyHistory:
         self._value_names: tuple[str, ...] | None = None  # asked of the storage once
         self._recorded = False  # whether scores come from record rather than from objective values
         self._clear()
+
+    @classmethod
+    def of(cls, study: Study) -> StudyHistory:
+        """Return the history of a study as it is now."""
+        history = cls()
+        history.update(study)
+        return history
 
     def _clear(self) -> None:
         self.names: tuple[str, ...] = ()
@@ -139,10 +147,10 @@ def _value_names(study: Study) -> tuple[str, ...]:
     return tuple(study.metric_names or (f"value_{i}" for i in range(len(directions))))
 
 
-def top(history: StudyHistory, n: int | None = None, *, keep: Callable[[FrozenTrial], bool] = is_feasible) -> list[int]:
+def top(history: StudyHistory, n: int, *, keep: Callable[[FrozenTrial], bool] = is_feasible) -> list[int]:
     """Return positions in ``history.trials`` of the ``n`` trials with the highest S among those to ``keep``, best
     first; ties by age.
     """
     order = np.lexsort((np.array([trial.number for trial in history.trials]), -history.scores()))
     chosen = (int(i) for i in order if keep(history.trials[i]))
-    return [i for i, _ in zip(chosen, range(len(order) if n is None else n), strict=False)]
+    return list(itertools.islice(chosen, n))

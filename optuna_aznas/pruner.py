@@ -11,6 +11,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
+from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._history import Aggregation, StudyHistory
 from optuna_aznas._records import recorded_scores
 
@@ -45,12 +46,10 @@ class AZNASPruner(BasePruner):
     ) -> None:
         if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0.0 < keep <= 1.0:
             raise ValueError(f"keep must be a share above 0 and at most 1; got {keep!r}.")
-        if isinstance(n_startup_trials, bool) or not isinstance(n_startup_trials, int) or n_startup_trials < 1:
-            raise ValueError(f"n_startup_trials must be an integer of at least 1; got {n_startup_trials!r}.")
+        check_count("n_startup_trials", n_startup_trials)
         if then is not None and not isinstance(then, BasePruner):
             raise ValueError(f"then must be an Optuna pruner; got {then!r}.")
-        if aggregation is not None and not callable(aggregation):
-            raise ValueError(f"aggregation must be callable; got {aggregation!r}.")
+        check_callable("aggregation", aggregation)
         self._keep = float(keep)
         self._n_startup_trials = n_startup_trials
         self._then = NopPruner() if then is None else then

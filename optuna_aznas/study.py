@@ -12,6 +12,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_aznas._arguments import check_count
 from optuna_aznas._history import StudyHistory, top
 from optuna_aznas._records import is_feasible, record
 from optuna_aznas.pruner import AZNASPruner
@@ -91,8 +92,7 @@ def rank_scores(study: Study) -> dict[int, float]:
     Ranks are taken over all scored trials of the study, whatever their state. At most 0, bigger is better; a trial's S
     changes as the study grows. See :func:`~optuna_aznas.aggregate`.
     """
-    history = StudyHistory()
-    history.update(study)
+    history = StudyHistory.of(study)
     scored = zip(history.trials, history.scores(), strict=True)
     return {trial.number: float(s) for trial, s in scored if is_feasible(trial)}
 
@@ -105,9 +105,8 @@ def best_trials(study: Study, n: int = 10) -> list[FrozenTrial]:
     Raises:
         ValueError: ``n`` is not an integer of at least 1.
     """
-    _check_n(n)
-    history = StudyHistory()
-    history.update(study)
+    check_count("n", n)
+    history = StudyHistory.of(study)
     return [history.trials[i] for i in top(history, n, keep=_presentable)]
 
 
@@ -177,9 +176,8 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
     Raises:
         ValueError: ``n`` is not an integer of at least 1.
     """
-    _check_n(n)
-    history = StudyHistory()
-    history.update(study)
+    check_count("n", n)
+    history = StudyHistory.of(study)
     scores, table = history.scores(), history.table
     return Leaderboard(
         LeaderboardEntry(
@@ -196,8 +194,3 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
 
 def _presentable(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and is_feasible(trial)
-
-
-def _check_n(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be an integer of at least 1; got {n!r}.")

@@ -16,7 +16,7 @@ from optuna_aznas.proxies.aznas import AZNAS_PROXIES, AZNASObserver, BlockScores
 from optuna_aznas.proxies.blocks import BlockChoice, find_blocks
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.state import scoring_mode
-from optuna_aznas.proxies.trace import run_blocks, tensors_in
+from optuna_aznas.proxies.trace import map_tensors, run_blocks, tensors_in
 from optuna_aznas.proxies.weights import is_transformer, substitute_state
 
 #: The proxies that are computed unless others are named.
@@ -251,9 +251,9 @@ class ProxyEvaluator:
             assert self.input_shape is not None
             shape = (self.batch_size, *self.input_shape)
             return torch.randn(shape, generator=generator, device=self.device, dtype=dtype)
-        return _map_tensors(
-            self.inputs,
+        return map_tensors(
             lambda t: t.detach().to(device=self.device, dtype=dtype if t.is_floating_point() else None, copy=True),
+            self.inputs,
         )
 
 
@@ -267,16 +267,6 @@ def _rademacher(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     return draw
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple | list):
-        return tuple(_map_tensors(item, function) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    return value
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -285,12 +275,11 @@ def _resolve_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        resolved = torch.empty(0, device=torch.device(device)).device  # with its index, and it is there
         if resolved.type == "meta":
             raise RuntimeError("the meta device holds no values")
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"device {device!r} is not usable ({reason}). Use 'auto' or one of {there}.") from error
-    return torch.empty(0, device=resolved).device
+    return resolved

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -136,7 +136,7 @@ class _Tracer:
                 return None
             if self.leaf is None and self._has_stem_before(module, given):
                 cut = self._cut(f"input of {name}", module, given)
-                args, kwargs = _replace_first((args, kwargs), given, cut)
+                args, kwargs = _replace((args, kwargs), given, cut)
                 given = cut
             source = getattr(given, _LEAF, self.leaf)
             if source is not None:
@@ -153,7 +153,7 @@ class _Tracer:
                     f"Block {name!r} ({type(module).__name__}) returned {type(output).__name__} without a "
                     "floating-point tensor. Choose other blocks with ProxyEvaluator(blocks=[...])."
                 )
-            return _replace_first(output, feature, self._cut(name, module, feature))
+            return _replace(output, feature, self._cut(name, module, feature))
 
         return hook
 
@@ -245,22 +245,26 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, field.name))
 
 
-def _replace_first(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Return ``value`` with the tensor ``old`` (the first in it) replaced, containers copied on the way."""
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return ``value`` with ``function`` applied to the tensors of :func:`tensors_in`, containers copied on the way."""
     if isinstance(value, Tensor):
-        return new if value is old else value
+        return function(value)
     if isinstance(value, tuple | list):
-        items = [_replace_first(item, old, new) for item in value]
+        items = [map_tensors(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, Mapping):
-        replaced: Any = copy.copy(value)
+        mapped: Any = copy.copy(value) if isinstance(value, MutableMapping) else dict(value)
         for key, item in value.items():
-            replaced[key] = _replace_first(item, old, new)
-        return replaced
+            mapped[key] = map_tensors(function, item)
+        return mapped
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.init]
-        return dataclasses.replace(value, **{n: _replace_first(getattr(value, n), old, new) for n in names})
+        return dataclasses.replace(value, **{n: map_tensors(function, getattr(value, n)) for n in names})
     return value
+
+
+def _replace(value: Any, old: Tensor, new: Tensor) -> Any:
+    return map_tensors(lambda tensor: new if tensor is old else tensor, value)
 
 
 def _explain(

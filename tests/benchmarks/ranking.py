@@ -19,13 +19,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201 import Network, all_architectures, from_arch, to_arch
-from optuna_aznas.spaces.nas_bench_201_results import load_results
+from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 
 PROXIES = ("expressivity", "progressivity", "trainability", "complexity")
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -34,8 +35,13 @@ TABLES = {"reference": "nb201_reference_scores.csv.gz", "table": "nb201_score_ta
 
 def load_scores(data: Path, table: str = "reference") -> dict[str, tuple[float, ...]]:
     """Return (expressivity, progressivity, trainability) by architecture string, in the order of the file."""
-    with gzip.open(data / TABLES[table], "rt") as file:
-        return {row["arch"]: tuple(float(row[name]) for name in PROXIES[:3]) for row in csv.DictReader(file)}
+    return read_table(data / TABLES[table], PROXIES[:3])
+
+
+def read_table(path: Path, columns: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return the named columns of a csv.gz by architecture string, in the order of the file."""
+    with gzip.open(path, "rt") as file:
+        return {row["arch"]: tuple(float(row[name]) for name in columns) for row in csv.DictReader(file)}
 
 
 def macs(arch: str) -> float:
@@ -68,10 +74,10 @@ def score_all(
 
 
 def correlation_table(columns: dict[str, np.ndarray], archs: Sequence[str]) -> None:
-    print(f"{'':34s}" + "".join(f"{name:>18s}" for name in ("cifar10", "cifar100", "imagenet")))
+    print(f"{'':34s}" + "".join(f"{name:>18s}" for name in get_args(Dataset)))
     for name, column in columns.items():
         line = f"{name:34s}"
-        for dataset in ("cifar10", "cifar100", "imagenet"):
+        for dataset in get_args(Dataset):
             truth = [load_results(dataset)[arch].accuracy for arch in archs]
             line += f"   {kendalltau(column, truth).statistic:6.4f} / {spearmanr(column, truth).statistic:6.4f}"
         print(line)
@@ -104,10 +110,8 @@ def report(scored: dict[str, tuple[float, ...]], data: Path) -> None:
 def report_seeds(runs: list[dict[str, tuple[float, ...]]], data: Path) -> None:
     """Print how tau of the aggregation with CIFAR-10 accuracy varies from seed to seed, beside the reference's one
     seed."""
-    archs = list(runs[0])
-    if (data / TABLES["reference"]).exists():
-        reference = load_scores(data)
-        archs = [arch for arch in archs if arch in reference] or archs
+    reference = load_scores(data) if (data / TABLES["reference"]).exists() else {}
+    archs = [arch for arch in runs[0] if arch in reference] or list(runs[0])
     truth = [load_results("cifar10")[arch].accuracy for arch in archs]
 
     def tau(table: list[tuple[float, ...]]) -> float:
@@ -116,7 +120,7 @@ def report_seeds(runs: list[dict[str, tuple[float, ...]]], data: Path) -> None:
     taus = [tau([run[arch] for arch in archs]) for run in runs]
     print(f"\ntau of S with CIFAR-10 accuracy, seed by seed, {len(archs)} networks: {np.round(taus, 4).tolist()}")
     print(f"mean {np.mean(taus):.4f}, standard deviation {np.std(taus, ddof=1):.4f}", end="")
-    if (data / TABLES["reference"]).exists() and archs[0] in reference:
+    if archs[0] in reference:
         print(f"; the reference (one seed) {tau([(*reference[arch], macs(arch)) for arch in archs]):.4f}", end="")
     print()
 
@@ -159,8 +163,7 @@ def main() -> None:
     if options.scored:
         scored = {}
         for path in options.scored:
-            with gzip.open(path, "rt") as file:
-                scored |= {row["arch"]: tuple(float(row[name]) for name in PROXIES) for row in csv.DictReader(file)}
+            scored |= read_table(path, PROXIES)
         report(scored, options.data)
         return
     if options.networks == "all":

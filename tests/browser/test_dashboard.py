@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 import optuna_aznas as az
-from optuna_aznas.spaces.nas_bench_201 import EDGES, OPERATIONS
+from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS
 
 pytestmark = pytest.mark.browser
 
@@ -72,7 +72,7 @@ def dashboard(missing):
 
 
 def objective(trial):
-    operations = [trial.suggest_categorical(f"op_{i}_{j}", OPERATIONS) for i, j in EDGES]
+    operations = [trial.suggest_categorical(name, OPERATIONS) for name in PARAMETERS]
     digits = [OPERATIONS.index(op) for op in operations]
     if trial.number % 10 == 3:
         raise optuna.TrialPruned
