@@ -13,6 +13,7 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._history import Aggregation, StudyHistory
+from optuna_aznas._reader import whole_study
 from optuna_aznas._records import recorded_scores
 
 
@@ -63,13 +64,11 @@ class AZNASPruner(BasePruner):
         scores = recorded_scores(trial)
         if scores is None:
             return False
+        study = whole_study(study)
         with self._lock:
             history = self._histories.setdefault(study, StudyHistory(self._aggregation))
-            history.update(study)
-            if len(history) < self._n_startup_trials:
-                return False
-            share = history.share_at_least(scores)
-            return share is not None and share > self._keep
+            history.update(study, own=trial)
+            return len(history) >= self._n_startup_trials and history.is_among_best(scores, self._keep) is False
 
 
 def should_prune(trial: BaseTrial) -> bool:

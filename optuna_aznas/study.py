@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_count
-from optuna_aznas._history import StudyHistory, top
+from optuna_aznas._history import StudyHistory
 from optuna_aznas._records import is_feasible, record
 from optuna_aznas.pruner import AZNASPruner
 from optuna_aznas.sampler import AZNASSampler
@@ -107,7 +109,7 @@ def best_trials(study: Study, n: int = 10) -> list[FrozenTrial]:
     """
     check_count("n", n)
     history = StudyHistory.of(study)
-    return [history.trials[i] for i in top(history, n, keep=_presentable)]
+    return [history.trials[i] for i in _top(history, n)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +190,18 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
             values=tuple(history.trials[i].values),
             params=dict(history.trials[i].params),
         )
-        for place, i in enumerate(top(history, n, keep=_presentable), start=1)
+        for place, i in enumerate(_top(history, n), start=1)
     )
 
 
-def _presentable(trial: FrozenTrial) -> bool:
+def _top(history: StudyHistory, n: int) -> list[int]:
+    """Return positions in ``history.trials`` of the ``n`` completed and feasible trials with the highest S, best
+    first; ties by age.
+    """
+    order = np.lexsort((np.array([trial.number for trial in history.trials]), -history.scores()))
+    presentable = (int(i) for i in order if _is_presentable(history.trials[i]))
+    return list(itertools.islice(presentable, n))
+
+
+def _is_presentable(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and is_feasible(trial)

@@ -216,13 +216,15 @@ def test_trials_that_scored_other_proxies_are_left_out_with_a_warning():
         assert set(az.rank_scores(study)) == {0, 2}
 
 
-def test_scores_written_by_hand_that_are_no_numbers_are_ignored():
+def test_scores_written_by_hand_that_are_no_numbers_are_left_out_with_a_warning():
     study = optuna.create_study()
     for value in ({"a": "high"}, "nonsense", {}, {"a": [1]}, {"a": "-inf"}):
         trial = study.ask()
         trial.set_user_attr("aznas:scores", value)
         study.tell(trial, 0.0)
-    assert set(az.rank_scores(study)) == {4}
+    with pytest.warns(UserWarning, match=r"Trial . has .* Put scores on a trial with optuna_aznas.record") as warned:
+        assert set(az.rank_scores(study)) == {4}
+    assert len(warned) == 4
 
 
 def test_reading_bit_by_bit_equals_reading_at_once():
@@ -244,6 +246,22 @@ def test_reading_bit_by_bit_equals_reading_at_once():
         assert {t.number: s for t, s in zip(history.trials, history.scores(), strict=True)} == fresh
 
 
+def test_a_study_is_read_once(monkeypatch):
+    """However long it is: afterwards only what is new is asked for."""
+    study = az.create_study(proxies=["a", "b"], seed=0)
+    fill(study, 50)
+    calls = []
+    get_trials = optuna.Study.get_trials
+    monkeypatch.setattr(
+        optuna.Study, "get_trials", lambda self, **kwargs: calls.append(1) or get_trials(self, **kwargs)
+    )
+    fill(study, 50)
+    assert calls == []  # not even once: the sampler had read it
+    study.sampler = az.AZNASSampler(seed=1)
+    fill(study, 50)
+    assert calls == [1]
+
+
 def test_reading_a_study_filtered_by_hyperband():
     """Hyperband shows samplers the trials of one bracket only, so numbers have gaps."""
 
@@ -263,3 +281,4 @@ def test_reading_a_study_filtered_by_hyperband():
     )
     study.optimize(objective, n_trials=60)
     assert len(az.rank_scores(study)) == 60
+    assert len({trial.params["x"] for trial in study.trials}) == 60  # those of other brackets are known too

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
-from optuna_aznas.aggregation.rank import as_table, check_weights, sum_log_ranks
+from optuna_aznas.aggregation.rank import aggregate, as_table, sum_log_ranks
 
-#: From so many new rows at once, ranking everything anew is cheaper than inserting row by row.
-_BULK = 64
+_Floats = npt.NDArray[np.float64]
 
 
 class RankHistory:
-    """A score table that grows, with its ranks kept up to date.
+    """A score table that grows, with what is needed to rank any of its rows, or a new one, at once.
 
-    At any moment :meth:`scores` equals :func:`~optuna_aznas.aggregation.aggregate` of all rows so far, to the last bit.
-    A new row costs O(n m) comparisons and no sorting: it lifts the rank of every better entry by one, and of every
-    equal one by a half.
-
-    Args:
-        weights: Weights of the proxies, as for :func:`~optuna_aznas.aggregation.aggregate`.
+    S of all rows at any moment equals :func:`~optuna_aznas.aggregation.aggregate` of the rows so far, to the last bit.
+    Each proxy's scores are kept sorted: a new row is inserted (n numbers move, nothing is sorted), and a rank is a
+    binary search.
 
     Example:
         >>> history = RankHistory()
@@ -30,25 +27,20 @@ class RankHistory:
         array([-2.197, -0.405, -0.405])
     """
 
-    def __init__(self, weights: npt.ArrayLike | None = None) -> None:
-        self._given_weights = weights
-        self._weights = np.ones(0)
+    def __init__(self) -> None:
         self._n = 0
-        self._table = np.empty((0, 0))
-        self._ranks = np.empty((0, 0))
+        self._table: _Floats = np.empty((0, 0))
+        self._sorted: _Floats = np.empty((0, 0))  # a row for each proxy
 
     def __len__(self) -> int:
         return self._n
 
     @property
-    def table(self) -> npt.NDArray[np.float64]:
+    def table(self) -> _Floats:
         """The scores so far, shape (n, m), NaN replaced by ``-inf``. A read-only view."""
-        return _read_only(self._table[: self._n])
-
-    @property
-    def ranks(self) -> npt.NDArray[np.float64]:
-        """Ascending ranks of the scores within each proxy, shape (n, m), 1 to n, ties averaged. A read-only view."""
-        return _read_only(self._ranks[: self._n])
+        view = self._table[: self._n]
+        view.flags.writeable = False
+        return view
 
     def append(self, row: npt.ArrayLike) -> None:
         """Add one network's scores, shape (m,)."""
@@ -63,43 +55,53 @@ class RankHistory:
         if np.size(rows) == 0:
             return
         new = as_table(rows)
+        m = new.shape[1]
         if self._n == 0:
-            self._weights = check_weights(self._given_weights, new.shape[1])
-            self._table = self._ranks = np.empty((0, new.shape[1]))
-        elif new.shape[1] != self._table.shape[1]:
-            raise ValueError(f"rows must have {self._table.shape[1]} proxies, as those before; got {new.shape[1]}.")
-        self._reserve(self._n + len(new))
-        if len(new) >= _BULK:
-            self._table[self._n : self._n + len(new)] = new
-            self._n += len(new)
-            self._ranks[: self._n] = rankdata(self._table[: self._n], method="average", axis=0)
-            return
-        for row in new:
-            table, ranks = self._table[: self._n], self._ranks[: self._n]
-            better, equal = table > row, table == row
-            ranks += better
-            ranks += 0.5 * equal
-            ties = equal.sum(axis=0)
-            self._table[self._n] = row
-            self._ranks[self._n] = self._n - better.sum(axis=0) - ties + 1 + 0.5 * ties
-            self._n += 1
-
-    def scores(self) -> npt.NDArray[np.float64]:
-        """Return S of every network so far, shape (n,), in the order in which they were added."""
-        if self._n == 0:
-            return np.zeros(0)
-        return sum_log_ranks(self._ranks[: self._n], self._weights)
-
-    def _reserve(self, size: int) -> None:
+            self._table, self._sorted = np.empty((0, m)), np.empty((m, 0))
+        elif m != self._table.shape[1]:
+            raise ValueError(f"rows must have {self._table.shape[1]} proxies, as those before; got {m}.")
+        n, size = self._n, self._n + len(new)
         if size > len(self._table):
             capacity = max(size, 2 * len(self._table), 64)
-            for name in ("_table", "_ranks"):
-                grown = np.empty((capacity, self._table.shape[1]))
-                grown[: self._n] = getattr(self, name)[: self._n]
-                setattr(self, name, grown)
+            table, in_order = np.empty((capacity, m)), np.empty((m, capacity))
+            table[:n], in_order[:, :n] = self._table[:n], self._sorted[:, :n]
+            self._table, self._sorted = table, in_order
+        self._table[n:size] = new
+        for column, values in zip(self._sorted, np.sort(new, axis=0).T, strict=True):
+            column[:size] = np.insert(column[:n], np.searchsorted(column[:n], values), values)
+        self._n = size
 
+    def scores(self, rows: Sequence[int] | None = None) -> _Floats:
+        """Return S of the rows at these positions, shape (k,); by default of all, in the order in which they were
+        added.
+        """
+        if rows is None:
+            return aggregate(self._table[: self._n]) if self._n else np.zeros(0)
+        return sum_log_ranks(self._ranks(self._table[: self._n][rows]), self._n)
 
-def _read_only(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    view = array[:]
-    view.flags.writeable = False
-    return view
+    def scores_with(self, row: npt.ArrayLike, first: int = 0) -> tuple[float, _Floats]:
+        """Return what S would be with one more network: that of the new one, and those of the rows from ``first`` on.
+
+        Args:
+            row: The new network's scores, shape (m,). It is not added.
+            first: Position of the first of the rows that are asked for.
+        """
+        if self._n == 0:
+            return 0.0, np.zeros(0)
+        (new,) = as_table(np.asarray(row, dtype=np.float64)[np.newaxis])
+        rows = self._table[first : self._n]
+        ranks = self._ranks(rows) + (rows > new) + 0.5 * (rows == new)
+        own = (
+            self._ranks(new[np.newaxis]) + 0.5
+        )  # where it ties, it shares; where not, it lies above all that are lower
+        return float(sum_log_ranks(own, self._n + 1)[0]), sum_log_ranks(ranks, self._n + 1)
+
+    def _ranks(self, rows: _Floats) -> _Floats:
+        """Return the ascending ranks of scores (k, m) among all, ties averaged. Scores that are not in the table lie
+        halfway between the neighbours.
+        """
+        ranks = np.empty(rows.shape)
+        for k, in_order in enumerate(self._sorted[:, : self._n]):
+            below, through = (np.searchsorted(in_order, rows[:, k], side=side) for side in ("left", "right"))
+            ranks[:, k] = 0.5 * (below + through + 1)
+        return ranks

@@ -37,16 +37,18 @@ def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> np
     w = check_weights(weights, m)
     if n == 0:
         return np.zeros(0)
-    return sum_log_ranks(rankdata(table, method="average", axis=0), w)
+    return sum_log_ranks(rankdata(table, method="average", axis=0), n, w)
 
 
-def sum_log_ranks(ranks: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return S for ranks (n, m), added proxy by proxy, so that the same ranks give the same bits however they lie in
-    memory.
+def sum_log_ranks(
+    ranks: npt.NDArray[np.float64], n: int, weights: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return S for ranks (k, m) among ``n`` networks, added proxy by proxy, so that the same ranks give the same bits
+    however they lie in memory.
     """
     total = np.zeros(len(ranks))
-    for column, weight in zip(ranks.T, weights, strict=True):
-        total += weight * np.log(column / len(ranks))
+    for column, weight in zip(ranks.T, np.ones(ranks.shape[1]) if weights is None else weights, strict=True):
+        total += weight * np.log(column / n)
     return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,20 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_callable, check_count
-from optuna_aznas._history import Aggregation, StudyHistory, top
-from optuna_aznas._records import ARCHITECTURE_KEY, SCORES_KEY, architecture_names
-from optuna_aznas.sampler._variation import cross, mutate, sample_uniform
+from optuna_aznas._history import Aggregation
+from optuna_aznas._reader import whole_study
+from optuna_aznas._records import SCORES_KEY
+from optuna_aznas.sampler._variation import cross, inherit, mutate, sample_uniform
+from optuna_aznas.sampler._view import StudyView, fixed_params
 
 #: Candidates that are looked at, each of evolution and of uniform sampling, before a repeated architecture is accepted.
 _TRIES = 100
 
+#: Proposals of which it is checked that no other worker makes the same at the same moment.
+_CLAIMS = 10
+
 _Params = dict[str, Any]
 _Space = dict[str, BaseDistribution]
-_Key = tuple[tuple[str, str], ...]
 
 
 class AZNASSampler(BaseSampler):
@@ -118,7 +122,7 @@ class AZNASSampler(BaseSampler):
             self._random_sampler if hyperparameter_sampler is None else hyperparameter_sampler
         )
         self._rng = np.random.default_rng(seed)
-        self._views: weakref.WeakKeyDictionary[Study, _StudyView] = weakref.WeakKeyDictionary()
+        self._views: weakref.WeakKeyDictionary[Study, StudyView] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def reseed_rng(self) -> None:
@@ -129,31 +133,43 @@ class AZNASSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> _Space:
         with self._lock:
             view = self._view(study)
-            view.update(study)
-            space = view.draw_template(self._rng)
-            view.architecture_spaces[trial.number] = space
+            view.update(trial)
+            self._warn_if_nothing_is_scored(view)
+            space = view.draw_space(self._rng)
+            view.spaces[trial.number] = space
             known = view.architecture_names
             if not known:  # nothing was recorded: every parameter may be the architecture's
-                return space
+                return dict(space)
             hyperparameters = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
             return {**{name: d for name, d in hyperparameters.items() if name not in known}, **space}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: _Space) -> _Params:
         with self._lock:
             view = self._view(study)
-            space = view.architecture_spaces.pop(trial.number, search_space)
-            space = {name: search_space[name] for name in space if name in search_space}
-            hyperparameters = {name: d for name, d in search_space.items() if name not in space}
-            params = self._propose(view, space) if space else {}
-            if hyperparameters:
+            inferred = view.spaces.pop(trial.number, None)
+            names = search_space if inferred is None else inferred
+            space = {name: search_space[name] for name in names if name in search_space}
+            params: _Params = {}
+            if space and inferred is None:
+                params = self._candidate(view, space, {})
+            elif space:
+                params = self._claim(view, trial, space, fixed_params(study, trial, inferred or {}))
+            if hyperparameters := {name: d for name, d in search_space.items() if name not in space}:
                 params |= self._hyperparameter_sampler.sample_relative(study, trial, hyperparameters)
             return params
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        sampler = self._hyperparameter_sampler if SCORES_KEY in trial.user_attrs else self._random_sampler
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        if SCORES_KEY in trial.user_attrs:
+            return self._hyperparameter_sampler.sample_independent(study, trial, param_name, param_distribution)
+        with self._lock:
+            view = self._view(study)
+            for _ in range(_TRIES):  # it may complete an architecture that the study holds
+                value = self._random_sampler.sample_independent(study, trial, param_name, param_distribution)
+                if not view.completes_known(trial, param_name, value):
+                    break
+            return value
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._hyperparameter_sampler.before_trial(study, trial)
@@ -161,6 +177,8 @@ class AZNASSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         if self._constraints_func is not None:
             _process_constraints_after_trial(self._constraints_func, study, trial, state)
+        with self._lock:
+            self._view(study).n_told += 1
         self._hyperparameter_sampler.after_trial(study, trial, state, values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,25 +191,42 @@ class AZNASSampler(BaseSampler):
         self._views = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
-    def _view(self, study: Study) -> _StudyView:
+    def _view(self, study: Study) -> StudyView:
+        study = whole_study(study)
         if study not in self._views:
-            self._views[study] = _StudyView(self._aggregation, self._n_startup_trials, self._population_size)
+            self._views[study] = StudyView(study, self._aggregation, self._n_startup_trials, self._population_size)
         return self._views[study]
 
-    def _propose(self, view: _StudyView, space: _Space) -> _Params:
-        """Return values for the whole of ``space``, if possible new and acceptable ones."""
+    def _claim(self, view: StudyView, trial: FrozenTrial, space: _Space, fixed: _Params) -> _Params:
+        """Return values for ``space`` that no other worker is proposing at this moment.
+
+        A candidate is written into the study first, and the study is read again afterwards. Of two workers that write
+        the same, the second to write sees the other's, and draws anew.
+        """
+        for _ in range(_CLAIMS):
+            candidate = self._candidate(view, space, fixed)
+            if view.claim(trial, {**candidate, **fixed}):
+                break
+        return candidate
+
+    def _candidate(self, view: StudyView, space: _Space, fixed: _Params) -> _Params:
+        """Return values for the whole of ``space``, if possible new and acceptable ones.
+
+        Args:
+            view: The study.
+            space: What is to be chosen.
+            fixed: The architecture's parameters that are given.
+        """
+        parents = view.parents(space, fixed)
         fallback: _Params | None = None
-        parents = [p for p in view.population() if space.items() <= p.distributions.items()]
-        for _ in range(_TRIES if parents else 0):
-            candidate = self._child(parents, space)
-            if self._acceptable(candidate):
-                if not view.holds(candidate):
-                    return candidate
-                fallback = candidate
-        for _ in range(_TRIES):
-            candidate = {name: sample_uniform(distribution, self._rng) for name, distribution in space.items()}
-            if self._acceptable(candidate):
-                if not view.holds(candidate):
+        for i in range(0 if parents else _TRIES, 2 * _TRIES):
+            if i < _TRIES:
+                candidate = self._child(parents, space)
+            else:
+                candidate = {name: sample_uniform(distribution, self._rng) for name, distribution in space.items()}
+            architecture = {**candidate, **fixed}
+            if self._accept is None or self._accept(dict(architecture)):
+                if not view.holds(architecture):
                     return candidate
                 fallback = fallback or candidate
         if fallback is None:
@@ -205,7 +240,7 @@ class AZNASSampler(BaseSampler):
 
     def _child(self, parents: list[FrozenTrial], space: _Space) -> _Params:
         mother = parents[int(self._rng.integers(len(parents)))]
-        child = {name: mother.params[name] for name in space}
+        child = {name: inherit(mother.params.get(name), d, self._rng) for name, d in space.items()}
         if self._crossover and self._rng.random() < self._crossover:
             father = parents[int(self._rng.integers(len(parents)))]
             child = cross(child, father.params, space, father.distributions, self._rng)
@@ -216,61 +251,15 @@ class AZNASSampler(BaseSampler):
             child[names[i]] = mutate(child[names[i]], space[names[i]], self._rng)
         return child
 
-    def _acceptable(self, candidate: _Params) -> bool:
-        return self._accept is None or bool(self._accept(dict(candidate)))
-
-
-class _StudyView:
-    """What the sampler has read of one study: a cache, rebuilt from the study at any time."""
-
-    def __init__(self, aggregation: Aggregation | None, n_startup_trials: int, population_size: int) -> None:
-        self._n_startup_trials = n_startup_trials
-        self._population_size = population_size
-        self._history = StudyHistory(aggregation)
-        self._population: list[FrozenTrial] | None = None
-        self._running: set[_Key] = set()
-        self._finished: set[_Key] = set()
-        self.architecture_names: set[str] = set()  # of all trials that recorded scores
-        self.architecture_spaces: dict[int, _Space] = {}  # of trials between infer_ and sample_relative
-
-    def update(self, study: Study) -> None:
-        finished, unfinished = self._history.update(study)
-        if finished:
-            self._population = None
-        self._running = {_key(architecture_of(trial)) for trial in unfinished}
-        for trial in finished:
-            architecture = architecture_of(trial)
-            self._finished.add(_key(architecture))
-            if ARCHITECTURE_KEY in trial.user_attrs:
-                self.architecture_names.update(architecture)
-
-    def population(self) -> list[FrozenTrial]:
-        """Return the trials that parents are drawn from, best first; none before evolution starts."""
-        if self._population is None:
-            best: list[int] = []
-            if len(self._history) >= self._n_startup_trials:
-                n = self._population_size
-                best = top(self._history, n) or top(self._history, n, keep=lambda _: True)
-            self._population = [self._history.trials[i] for i in best]
-        return self._population
-
-    def draw_template(self, rng: np.random.Generator) -> _Space:
-        """Return the architecture's distributions of a random parent; before evolution starts, of any scored trial."""
-        trials = self.population() or self._history.trials
-        if not trials:
-            return {}
-        template = trials[int(rng.integers(len(trials)))]
-        return {name: template.distributions[name] for name in architecture_names(template)}
-
-    def holds(self, candidate: Mapping[str, Any]) -> bool:
-        key = _key(candidate)
-        return key in self._finished or key in self._running
-
-
-def architecture_of(trial: FrozenTrial) -> _Params:
-    """Return the architecture's parameters of a trial."""
-    return {name: trial.params[name] for name in architecture_names(trial)}
-
-
-def _key(params: Mapping[str, Any]) -> _Key:
-    return tuple(sorted((name, repr(value)) for name, value in params.items()))  # choices need not be hashable
+    def _warn_if_nothing_is_scored(self, view: StudyView) -> None:
+        if view.warned or view.n_told < self._n_startup_trials or len(view.history):
+            return
+        view.warned = True
+        directions = [direction.name.lower() for direction in view.study.directions]
+        warnings.warn(
+            f"No finished trial of study {view.study.study_name!r} has proxy scores, so AZNASSampler samples at "
+            f"random. The study's directions are {directions}. Either call optuna_aznas.record(trial, scores) in the "
+            "objective, or return the scores: two or more, each with a direction of its own, all of them 'maximize' "
+            "(optuna_aznas.create_study sets them).",
+            stacklevel=2,
+        )

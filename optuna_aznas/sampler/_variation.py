@@ -20,6 +20,16 @@ def sample_uniform(distribution: BaseDistribution, rng: np.random.Generator) -> 
     return _from_unit(distribution, float(rng.random()))
 
 
+def inherit(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """Return a parent's value, or a random one where the distribution does not, or no longer, hold it."""
+    try:
+        if distribution._contains(distribution.to_internal_repr(value)):
+            return value
+    except (TypeError, ValueError):
+        pass
+    return sample_uniform(distribution, rng)
+
+
 def mutate(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     """Return a value near ``value`` and different from it (but for a distribution with a single value).
 

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 
-from optuna_aznas.aggregation import RankHistory, aggregate
+from optuna_aznas.aggregation import aggregate
 from tests import reference
 
 # Few different values, so that ties are common; NaN and infinities among them.
@@ -87,47 +87,6 @@ def test_bad_input():
         with pytest.raises(ValueError, match="weights must be 2 finite numbers"):
             aggregate([[1.0, 2.0]], wrong)
     assert aggregate(np.empty((0, 3))).shape == (0,)
-
-
-@settings(max_examples=200)
-@given(tables(max_rows=40), st.data())
-def test_history_equals_aggregating_from_scratch_at_every_step(table, data):
-    history = RankHistory()
-    done = 0
-    while done < len(table):
-        step = data.draw(st.integers(1, len(table) - done))
-        if step == 1:
-            history.append(table[done])
-        else:
-            history.extend(table[done : done + step])
-        done += step
-        assert len(history) == done
-        assert np.array_equal(history.scores(), aggregate(table[:done]))  # to the last bit
-        assert history.ranks == pytest.approx(np.array([reference.ranks(c) for c in zip(*table[:done], strict=True)]).T)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 63, 64, 500])
-def test_history_in_chunks_of_any_size(chunk):
-    table = np.random.default_rng(0).integers(0, 40, size=(700, 4)).astype(float)
-    history = RankHistory([1.0, 0.5, 2.0, 0.0])
-    for i in range(0, len(table), chunk):
-        history.extend(table[i : i + chunk])
-        assert np.array_equal(history.scores(), aggregate(table[: i + chunk], [1.0, 0.5, 2.0, 0.0]))
-    assert np.array_equal(history.table, table)
-
-
-def test_history_bad_input_loses_nothing():
-    history = RankHistory()
-    history.extend([[1.0, 2.0], [3.0, 4.0]])
-    with pytest.raises(ValueError, match="rows must have 2 proxies, as those before; got 3"):
-        history.append([1.0, 2.0, 3.0])
-    history.extend(np.empty((0, 2)))
-    assert np.array_equal(history.scores(), aggregate([[1.0, 2.0], [3.0, 4.0]]))
-    with pytest.raises(ValueError, match="read-only"):
-        history.table[0, 0] = 5.0
-    with pytest.raises(ValueError, match="weights must be 2"):
-        RankHistory([1.0]).append([1.0, 2.0])
-    assert RankHistory().scores().shape == (0,)
 
 
 def test_on_real_scores(shared_data):

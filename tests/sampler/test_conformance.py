@@ -11,6 +11,7 @@ cases = pytest.importorskip(
 )
 
 
+@pytest.mark.filterwarnings("ignore:No finished trial of study")  # these studies have no proxy scores
 class _AZNAS:
     @pytest.fixture
     def sampler(self):

@@ -85,6 +85,82 @@ def test_not_what_another_worker_is_running():
     assert len(set(running)) == 30
 
 
+def test_two_workers_that_draw_the_same_at_the_same_moment():
+    """Two processes as seen by the storage: each writes its proposal before the other has suggested anything."""
+    study = new_study(az.AZNASSampler(seed=0, n_startup_trials=5, population_size=2))
+    study.optimize(objective, n_trials=20)
+    for seed in range(10):
+        both = [az.AZNASSampler(seed=seed, n_startup_trials=5, population_size=2) for _ in range(2)]
+        numbers, proposed = [], []
+        for sampler in both:  # their sequences of random numbers are the same
+            study.sampler = sampler
+            trial = study.ask()
+            numbers.append(trial.number)
+            proposed.append(trial.relative_params)
+        assert proposed[0] != proposed[1]
+        for number in numbers:
+            study.tell(number, state=TrialState.FAIL)
+
+
+def test_a_claim_is_checked_after_it_was_written():
+    """The other worker's proposal appears between ours being drawn and being written."""
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=5)
+    study = new_study(sampler)
+    study.optimize(objective, n_trials=20)
+    rival = optuna.load_study(
+        study_name=study.study_name, storage=study._storage, sampler=optuna.samplers.RandomSampler()
+    )
+    claimed = []
+
+    class Race(type(study._storage)):
+        def set_trial_system_attr(self, trial_id, key, value):
+            if key == "aznas:proposal" and not claimed:
+                claimed.append(value)
+                super().set_trial_system_attr(rival.ask()._trial_id, key, value)
+            super().set_trial_system_attr(trial_id, key, value)
+
+    study._storage.__class__ = Race
+    trial = study.ask()
+    assert {name: repr(value) for name, value in trial.relative_params.items()} != claimed[0]
+    assert study.trials[trial.number].system_attrs["aznas:proposal"] != claimed[0]
+
+
+def test_no_architecture_twice_in_a_conditional_space():
+    """Parameters that a shallower network does not ask for do not make it another one."""
+
+    def objective(trial):
+        widths = [trial.suggest_int(f"width{i}", 1, 4) for i in range(trial.suggest_int("depth", 1, 4))]
+        return sum(widths), -abs(len(widths) - 2)
+
+    repeats = 0
+    for seed in range(5):  # there are 340 architectures
+        sampler = az.AZNASSampler(seed=seed, n_startup_trials=5, population_size=3)
+        study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
+        study.optimize(objective, n_trials=100)
+        repeats += 100 - len(set(architectures(study)))
+    assert repeats == 0
+
+
+def test_a_child_inherits_every_parameter_of_its_parent():
+    """With parents of several shapes, a child has one parent's shape and all but its mutations from it."""
+
+    def conditional(trial):
+        depth = trial.suggest_int("depth", 1, 5)
+        return sum(trial.suggest_int(f"width{i}", 1, 1000) for i in range(depth)), depth
+
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=20, population_size=5, crossover=0.0, mutation=1)
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
+    study.optimize(conditional, n_trials=20)
+    for _ in range(30):
+        relative = study.ask().relative_params
+        distances = [
+            sum(relative[name] != t.params[name] for name in relative)
+            for t in study.trials
+            if t.params.keys() == relative.keys()
+        ]
+        assert min(distances) == 1
+
+
 def test_seeds():
     def run(seed):
         study = new_study(az.AZNASSampler(seed=seed))
@@ -239,18 +315,119 @@ def test_choices_of_any_kind():
     assert len({(repr(t.params["x"]), t.params["y"]) for t in study.trials}) == 15
 
 
-def test_partially_fixed():
-    sampler = optuna.samplers.PartialFixedSampler({"x0": "c"}, az.AZNASSampler(seed=0, n_startup_trials=5))
+@pytest.mark.parametrize("how", ["sampler", "enqueued"])
+def test_partially_fixed(how):
+    """The rest is evolved around what is fixed, nothing is proposed twice, and accept sees the whole."""
+    seen = []
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=5, accept=lambda params: seen.append(set(params)) or True)
     study = new_study(sampler)
-    study.optimize(objective, n_trials=40)
-    assert {trial.params["x0"] for trial in study.trials} == {"c"}
+    study.optimize(objective, n_trials=50)
+    fixed = {"x0": "c", "x1": "a", "x2": "e", "x3": "e"}  # 25 architectures are left
+    if how == "sampler":
+        study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
+    else:
+        for _ in range(22):
+            study.enqueue_trial(fixed)
+    study.optimize(objective, n_trials=22)
+    late = study.trials[50:]
+    assert all(fixed.items() <= trial.params.items() for trial in late)
+    assert len(set(architectures(study))) == 72
+    assert all(names == {f"x{i}" for i in range(6)} for names in seen)
+
+
+def test_what_is_enqueued_is_not_proposed_before():
+    study = new_study(az.AZNASSampler(seed=0, n_startup_trials=2))
+    study.optimize(lambda t: (t.suggest_int("x", 0, 9), 0, 0), n_trials=5)
+    left = sorted(set(range(10)) - {trial.params["x"] for trial in study.trials})
+    study.enqueue_trial({"x": left[0]})
+    running = study.ask()  # the enqueued one
+    study.enqueue_trial({"x": left[1]})
+    waiting = study.trials[-1]
+    assert waiting.state == TrialState.WAITING
+    values = [study._storage.create_new_trial(study._study_id) for _ in range(2)]
+    proposed = [optuna.Trial(study, trial_id).suggest_int("x", 0, 9) for trial_id in values]
+    assert sorted(proposed) == left[2:4] or not set(proposed) & set(left[:2])
+    assert running.suggest_int("x", 0, 9) == left[0]
+
+
+def test_old_trials_with_other_choices_are_still_parents():
+    """Trials added from a study whose choices were others: what is left of them is inherited."""
+    study = new_study(az.AZNASSampler(seed=0, n_startup_trials=5))
+    old = {f"x{i}": CategoricalDistribution(("e", "f", "g")) for i in range(6)}
+    for choice in "efgef":
+        params = dict.fromkeys(old, choice)
+        study.add_trial(create_trial(params=params, distributions=old, values=(99.0, 99.0, 99.0)))
+    new = {f"x{i}": CategoricalDistribution(CHOICES) for i in range(6)}
+    study.add_trial(create_trial(params=dict.fromkeys(new, "a"), distributions=new, values=(0.0, 0.0, 0.0)))
+    study.optimize(objective, n_trials=30)
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    assert any(list(trial.params.values()).count("e") >= 4 for trial in study.trials[6:12])
+
+
+class _Flaky(optuna.storages.InMemoryStorage):
+    """Fails at the n-th call from now."""
+
+    calls_left = None
+
+    def _tick(self):
+        if self.calls_left is not None:
+            self.calls_left -= 1
+            if self.calls_left == -1:
+                raise ConnectionError("the storage has gone away")
+
+    def get_trial(self, *args, **kwargs):
+        self._tick()
+        return super().get_trial(*args, **kwargs)
+
+    def get_trial_id_from_study_id_trial_number(self, *args, **kwargs):
+        self._tick()
+        return super().get_trial_id_from_study_id_trial_number(*args, **kwargs)
+
+    def set_trial_system_attr(self, *args, **kwargs):
+        self._tick()
+        return super().set_trial_system_attr(*args, **kwargs)
+
+    def set_trial_param(self, *args, **kwargs):
+        self._tick()
+        return super().set_trial_param(*args, **kwargs)
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_a_storage_that_goes_away(calls):
+    """Wherever in a trial it happens: its error is raised, and once it is back the same sampler goes on."""
+    storage = _Flaky()
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=5)
+    study = new_study(sampler, storage=storage)
+    study.optimize(objective, n_trials=10)
+    storage.calls_left = calls
+    with pytest.raises(ConnectionError, match="the storage has gone away"):
+        study.optimize(objective, n_trials=1)
+    storage.calls_left = None
+    study.optimize(objective, n_trials=20)
+    assert len(study.get_trials(states=[TrialState.COMPLETE])) == 30
+    assert len({a for a in architectures(study) if len(a) == 6}) >= 30
+    (view,) = sampler._views.values()
+    assert view.spaces == {}
+    scores = {t.number: s for t, s in zip(view.history.trials, view.history.scores(), strict=True)}
+    assert scores.keys() | {30} == az.rank_scores(study).keys() | {30}
 
 
 def test_trials_without_scores_are_no_error():
     study = optuna.create_study(direction="minimize", sampler=az.AZNASSampler(seed=0, n_startup_trials=3))
-    study.optimize(lambda t: t.suggest_float("x", 0, 1) ** 2, n_trials=20)
+    with pytest.warns(UserWarning, match=r"No finished trial .*record\(trial, scores\)") as warned:
+        study.optimize(lambda t: t.suggest_float("x", 0, 1) ** 2, n_trials=20)
+    assert len(warned) == 1
     assert len(study.trials) == 20
     assert az.rank_scores(study) == {}
+
+
+def test_directions_that_do_not_fit_say_what_to_do():
+    for directions in (["maximize", "minimize", "maximize"], ["maximize"] * 2):
+        study = optuna.create_study(directions=directions, sampler=az.AZNASSampler(seed=0, n_startup_trials=3))
+        with pytest.warns(UserWarning, match=r"directions are \['maximize'.*all of them 'maximize'"):
+            study.optimize(objective, n_trials=5)
+        assert len(study.trials) == 5
+        assert len({tuple(trial.params.values()) for trial in study.trials}) == 5
 
 
 def test_architecture_and_hyperparameters():
@@ -326,7 +503,7 @@ def test_a_custom_aggregation():
 
     study = new_study(az.AZNASSampler(seed=0, aggregation=first_proxy, n_startup_trials=10))
     study.optimize(objective, n_trials=60)
-    assert calls[-1] == (59, 3)
+    assert (59, 3) in calls
     assert max(t.values[0] for t in study.trials) >= 20  # of 24
     study.sampler = az.AZNASSampler(aggregation=lambda table: table)
     with pytest.raises(ValueError, match="aggregation must return one score for each of 60 networks"):
