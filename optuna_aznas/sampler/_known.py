@@ -48,11 +48,12 @@ class KnownArchitectures:
     for them one after the other, each time in the same order. So a candidate that agrees with all of a finished
     architecture's parameters *is* that architecture, whatever else it holds; and where a parameter is missing, nothing
     new can come of it once all of its values are known. The architectures are kept as a tree of parameter names and
-    values in the order in which they were suggested, and a candidate is looked up by walking down.
+    values, and a candidate is looked up by walking down.
     """
 
     def __init__(self) -> None:
         self._root = _Node()
+        self._order: dict[str, int] = {}  # of names, as they first came: not every storage keeps a trial's own
         self._partial: set[frozenset[tuple[str, str]]] = set()
 
     def add(self, trial: FrozenTrial) -> None:
@@ -61,18 +62,19 @@ class KnownArchitectures:
         One that failed or was pruned may have stopped half-way through its suggestions; only a candidate with the very
         same parameters is taken to be the same.
         """
-        names = architecture_names(trial)
-        architecture = describe({name: trial.params[name] for name in names})
+        architecture = describe({name: trial.params[name] for name in architecture_names(trial)})
         if not architecture:
             return
         if trial.state != TrialState.COMPLETE and ARCHITECTURE_KEY not in trial.user_attrs:
             self._partial.add(frozenset(architecture.items()))
             return
+        for name in architecture:
+            self._order.setdefault(name, len(self._order))
         node = self._root
-        for name, value in architecture.items():
+        for name in sorted(architecture, key=self._order.__getitem__):
             branches = node.next.setdefault(name, _Branches())
             branches.possible = max(branches.possible, _cardinality(trial.distributions[name]))
-            node = branches.by_value.setdefault(value, _Node())
+            node = branches.by_value.setdefault(architecture[name], _Node())
         node.ends = True
 
     def __contains__(self, candidate: Description) -> bool:

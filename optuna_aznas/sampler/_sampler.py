@@ -39,10 +39,11 @@ class AZNASSampler(BaseSampler):
     (:func:`~optuna_aznas.create_study`), or recorded with :func:`~optuna_aznas.record` beside other objectives.
 
     The first trials are random. Afterwards a parent is drawn from the best feasible trials by aggregated rank S over
-    all scored trials, and one or two of its parameters are changed. The search space is that of the parent, trial by
-    trial: what the parent has is inherited, what it lacks is sampled independently, so conditional spaces work. An
-    architecture that the study already holds, finished or running, is not proposed again while a bounded number of
-    tries finds another.
+    all scored trials (the k-th best with a probability proportional to 1 / k), and one or more of its parameters are
+    changed. The search space is that of the parent, trial by trial: what the parent has is inherited, what it lacks is
+    sampled independently, so conditional spaces work. An architecture that the study already holds, finished or
+    running, is not proposed again while a bounded number of tries finds another; nor do two workers propose the same at
+    the same moment.
 
     The sampler keeps no truth of its own: everything is read from the study, so that it can be killed, restarted and
     run by many workers at once.
@@ -58,7 +59,8 @@ class AZNASSampler(BaseSampler):
         constraints_func: Optuna's own convention: called on a finished trial, returns numbers that are at most 0 where
             it is feasible. Infeasible trials are no parents while there are feasible ones.
         accept: Called with a candidate's parameters before it is proposed; a candidate for which it returns ``False``
-            is dropped and another tried. It cannot see the very first trials, whose parameters nobody knows yet.
+            is dropped and another tried. It cannot see the trials before the first is scored, whose parameters nobody
+            knows yet, nor parameters that no parent has.
         hyperparameter_sampler: Suggests what is no part of the architecture: parameters suggested after
             :func:`~optuna_aznas.record`. :class:`optuna.samplers.RandomSampler` by default.
         seed: Seed of the random numbers.
@@ -80,10 +82,10 @@ class AZNASSampler(BaseSampler):
     def __init__(
         self,
         *,
-        population_size: int = 10,
-        n_startup_trials: int = 20,
-        mutation: int | tuple[int, int] = (1, 2),
-        crossover: float = 0.5,
+        population_size: int = 5,
+        n_startup_trials: int = 30,
+        mutation: int | tuple[int, int] = 1,
+        crossover: float = 0.3,
         aggregation: Aggregation | None = None,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
         accept: Callable[[dict[str, Any]], bool] | None = None,
@@ -239,10 +241,10 @@ class AZNASSampler(BaseSampler):
         return fallback
 
     def _child(self, parents: list[FrozenTrial], space: _Space) -> _Params:
-        mother = parents[int(self._rng.integers(len(parents)))]
+        mother = self._draw_parent(parents)
         child = {name: inherit(mother.params.get(name), d, self._rng) for name, d in space.items()}
         if self._crossover and self._rng.random() < self._crossover:
-            father = parents[int(self._rng.integers(len(parents)))]
+            father = self._draw_parent(parents)
             child = cross(child, father.params, space, father.distributions, self._rng)
         names = [name for name, distribution in space.items() if not distribution.single()]
         low, high = self._mutation
@@ -250,6 +252,11 @@ class AZNASSampler(BaseSampler):
         for i in self._rng.choice(len(names), count, replace=False) if names else ():
             child[names[i]] = mutate(child[names[i]], space[names[i]], self._rng)
         return child
+
+    def _draw_parent(self, parents: list[FrozenTrial]) -> FrozenTrial:
+        """Draw one of some trials, ordered from the best; the k-th with a probability proportional to 1 / k."""
+        weights = 1.0 / np.arange(1, len(parents) + 1)
+        return parents[int(self._rng.choice(len(parents), p=weights / weights.sum()))]
 
     def _warn_if_nothing_is_scored(self, view: StudyView) -> None:
         if view.warned or view.n_told < self._n_startup_trials or len(view.history):

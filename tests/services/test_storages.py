@@ -1,83 +1,185 @@
-"""Several worker processes on one study, on each kind of storage that Optuna offers for it."""
+"""Several worker processes on one study, on each kind of storage that Optuna offers for it; some of them killed."""
 
 from __future__ import annotations
 
+import inspect
+import random
+import socket
 import subprocess
 import sys
+import time
 import uuid
 
 import optuna
 import pytest
+from optuna.storages import journal
 from optuna.trial import TrialState
 
 import optuna_aznas as az
 from tests import reference
+from tests.services import workers
 
-WORKER = """
+SERVER = """
 import sys
-import optuna, optuna_aznas as az
-from tests.services.test_storages import open_storage
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-kind, place, name, seed, trials = sys.argv[1:]
-study = optuna.load_study(study_name=name, storage=open_storage(kind, place), sampler=az.AZNASSampler(seed=int(seed)))
-
-def objective(trial):
-    digits = [trial.suggest_int(f"x{i}", 0, 4) for i in range(5)]
-    return sum(digits), -abs(digits[0] - 2)
-
-study.optimize(objective, n_trials=int(trials))
+import optuna
+storage = optuna.storages.RDBStorage(sys.argv[1], engine_kwargs={"pool_size": 5})
+optuna.storages.run_grpc_proxy_server(storage, host="127.0.0.1", port=int(sys.argv[2]))
 """
 
 
-def open_storage(kind, place):
-    if kind == "url":
-        return optuna.storages.RDBStorage(place)
-    from optuna.storages import journal
-
-    backend = journal.JournalFileBackend(place) if kind == "file" else journal.JournalRedisBackend(place)
-    return optuna.storages.JournalStorage(backend)
+def new_study(kind, place):
+    return optuna.create_study(
+        study_name=f"study-{uuid.uuid4().hex}", storage=workers.open_storage(kind, place), direction="maximize"
+    )
 
 
-def workers_share(kind, place):
-    name = f"study-{uuid.uuid4().hex}"
-    storage = open_storage(kind, place)
-    az.create_study(study_name=name, storage=storage, proxies=["a", "b"])
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, kind, place, name, str(seed), "30"],
-            stderr=subprocess.PIPE, text=True,
-        )
-        for seed in (1, 2)
-    ]  # fmt: skip
-    for worker in workers:
-        _, errors = worker.communicate(timeout=240)
-        assert worker.returncode == 0, errors
-    study = optuna.load_study(study_name=name, storage=open_storage(kind, place))
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 60
-    s = reference.aggregate([list(t.values) for t in study.trials])
-    assert list(az.rank_scores(study).values()) == pytest.approx(s)
-    # Both saw the other's trials: what repeats can only have been proposed at the same moment.
-    assert len({tuple(t.params.values()) for t in study.trials}) >= 55
-    # And both evolve: uniform sampling has a mean of 10 in the first proxy.
-    assert sum(t.values[0] for t in study.trials[30:]) / 30 > 11
+def check(study, n_complete):
+    """Check what holds for any finished search of the workers' objective."""
+    trials = study.get_trials()
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) >= n_complete
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.RUNNING}
+    # Every finished trial has its scores, as they were computed.
+    table = []
+    for trial in complete:
+        architecture = {name: trial.params[name] for name in workers.PARAMETERS}
+        scores = workers.scores_of(architecture)
+        recorded = trial.user_attrs["aznas:scores"]
+        assert {name: float(value) for name, value in recorded.items()} == scores
+        table.append(list(scores.values()))
+    # No architecture was scored twice.
+    architectures = [tuple(trial.params[name] for name in workers.PARAMETERS) for trial in complete]
+    assert len(set(architectures)) == len(architectures)
+    # The study's best are what recomputing from all trials gives.
+    s = reference.aggregate(table)
+    ranked = az.rank_scores(study)
+    assert [ranked[trial.number] for trial in complete] == pytest.approx(s)
+    best = max(range(len(s)), key=lambda i: (round(s[i], 9), -complete[i].number))
+    assert az.best_trials(study, 1)[0].number == complete[best].number
+    assert study.best_value == max(trial.value for trial in complete)
+    # And the workers evolved: uniform sampling has a mean of 12 in the first proxy.
+    assert sum(row[0] for row in table[-30:]) / 30 > 13.5
+
+
+def work_together(kind, place, n_workers=2, n_trials=60):
+    study = new_study(kind, place)
+    processes = [workers.start(kind, place, study.study_name, seed, n_trials) for seed in range(n_workers)]
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    check(study, n_trials)
+
+
+def crash(kind, place, n_trials=400):
+    """Four workers; two of them are killed at random moments, and started again, until the trials are finished."""
+    study = new_study(kind, place)
+    seeds = iter(range(100))
+    processes = [workers.start(kind, place, study.study_name, next(seeds), n_trials) for _ in range(4)]
+    moments = random.Random(0)
+    kills = 0
+    seen = {}  # what was finished at some moment, and must stay as it was
+    deadline = time.monotonic() + 300
+    while len(seen) < n_trials:
+        assert time.monotonic() < deadline, f"{len(seen)} trials finished, {kills} workers killed"
+        time.sleep(moments.uniform(0.3, 1.2))
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        for trial in complete:
+            seen.setdefault(trial.number, (trial.params, trial.value, trial.user_attrs))
+        if kills < 6 and 10 < len(seen) < n_trials - 50:
+            i = kills % 2
+            processes[i].kill()
+            processes[i].wait()
+            processes[i].stderr.close()
+            processes[i] = workers.start(kind, place, study.study_name, next(seeds), n_trials)
+            kills += 1
+            time.sleep(moments.uniform(1.5, 3.0))  # for the new one to start working
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert kills >= 2
+    study = optuna.load_study(study_name=study.study_name, storage=workers.open_storage(kind, place))
+    check(study, n_trials)
+    finished = {trial.number: trial for trial in study.trials if trial.state == TrialState.COMPLETE}
+    for number, (params, value, attrs) in seen.items():
+        assert (finished[number].params, finished[number].value, finished[number].user_attrs) == (params, value, attrs)
+    print(f"{len(finished)} complete, {len(study.trials) - len(finished)} left running, {kills} workers killed")
 
 
 def test_sqlite(tmp_path):
-    workers_share("url", f"sqlite:///{tmp_path}/study.db")
+    work_together("url", f"sqlite:///{tmp_path}/study.db")
 
 
 def test_journal_file(tmp_path):
-    workers_share("file", f"{tmp_path}/journal.log")
+    work_together("file", f"{tmp_path}/journal.log")
 
 
 @pytest.mark.postgres
 def test_postgresql(postgres_storage):
-    workers_share("url", postgres_storage)
+    work_together("url", postgres_storage)
 
 
 @pytest.mark.redis
 def test_redis(redis_url):
-    workers_share("redis", redis_url)
+    work_together("redis", redis_url)
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(not hasattr(optuna.storages, "GrpcStorageProxy"), reason="this Optuna has no gRPC proxy")
+def test_grpc_proxy_in_front_of_postgresql(postgres_storage, missing):
+    try:
+        import grpc
+    except ImportError:
+        missing("the package grpcio is not installed (extra 'services')")
+    optuna.create_study(storage=postgres_storage)  # makes the tables
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER, postgres_storage, port])
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+        work_together("grpc", port)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.mark.postgres
+def test_killed_workers_on_postgresql(postgres_storage):
+    crash("url", postgres_storage)
+
+
+@pytest.mark.skipif(
+    "grace_period" not in inspect.signature(journal.JournalFileSymlinkLock).parameters,
+    reason="in this Optuna the lock of a killed worker is never released",
+)
+def test_killed_workers_on_a_journal_file(tmp_path):
+    crash("file", f"{tmp_path}/journal.log")
+
+
+@pytest.mark.postgres
+def test_a_connection_that_breaks_in_mid_trial(postgres_server, postgres_storage):
+    """The trial fails or goes on, as the user's storage is set up; what was recorded stays, and the search goes on."""
+    import psycopg
+
+    storage = optuna.storages.RDBStorage(postgres_storage, engine_kwargs={"pool_pre_ping": True})
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=az.AZNASSampler(seed=0))
+    study.optimize(workers.objective, n_trials=25)
+
+    def interrupted(trial):
+        params = {name: trial.suggest_categorical(name, workers.OPERATIONS) for name in workers.PARAMETERS}
+        az.record(trial, workers.scores_of(params))
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s",
+                [postgres_storage.rsplit("/", 1)[1]],
+            )
+        return trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+
+    study.optimize(interrupted, n_trials=1)
+    study.optimize(workers.objective, n_trials=24)
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    assert len(az.rank_scores(study)) == 50
 
 
 @pytest.mark.postgres

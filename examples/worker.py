@@ -1,0 +1,56 @@
+"""One of many workers on a study: start as many as there are cores, GPUs or machines, each with the same storage.
+
+    python examples/worker.py sqlite:///nas.db                                    # one machine
+    python examples/worker.py journal:nas.log                                     # one machine, or a shared folder
+    python examples/worker.py postgresql+psycopg://user:password@host/database    # many machines
+    python examples/worker.py redis://host:6379                                   # many machines
+    python examples/worker.py grpc://host:13000                                   # a gRPC proxy in front of a database
+
+Kill any of them at any time, and start another: all they know is in the study.
+"""
+
+from __future__ import annotations
+
+import argparse
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryFailedTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+
+import optuna_aznas as az
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open the storage that the URL names."""
+    kind, _, rest = url.partition(":")
+    if kind == "journal":
+        return JournalStorage(JournalFileBackend(rest))
+    if kind == "redis":
+        return JournalStorage(JournalRedisBackend(url))
+    if kind == "grpc":
+        server = urlsplit(url)
+        return optuna.storages.GrpcStorageProxy(host=server.hostname or "localhost", port=server.port or 13000)
+    return RDBStorage(
+        url,
+        engine_kwargs={"pool_pre_ping": True},  # a connection that broke is replaced
+        heartbeat_interval=30,  # a trial whose worker has died is given up after a minute ...
+        grace_period=60,
+        failed_trial_callback=RetryFailedTrialCallback(max_retry=1),  # ... and its architecture tried once more
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("storage")
+    parser.add_argument("--study", default="nb201")
+    parser.add_argument("--trials", type=int, default=100, help="how many this worker is to score")
+    arguments = parser.parse_args()
+    evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), seed=0)  # the same seed everywhere: scores are compared
+    study = az.create_study(study_name=arguments.study, storage=open_storage(arguments.storage), load_if_exists=True)
+    study.optimize(lambda trial: evaluator(az.spaces.nas_bench_201(trial)), n_trials=arguments.trials)
+    print(az.leaderboard(study, n=5))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What choosing a trial costs, as a study grows, over what RandomSampler's trial costs.
+
+    make bench-overhead
+    python -m tests.benchmarks.overhead --storages memory --sizes 1000 100000
+
+The objective does nothing but suggest the six parameters of NAS-Bench-201 and return four numbers. A study of each size
+is made once; the samplers then take turns at further trials of it, so that the machine's moods meet all of them alike.
+Prints the median milliseconds a trial takes over RandomSampler's, after one trial of each sampler in which it reads the
+study, which is stated by itself. TPE is left out of a size when that first trial takes longer than a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import create_trial
+
+import optuna_aznas as az
+from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS
+
+SPACE = {name: CategoricalDistribution(OPERATIONS) for name in PARAMETERS}
+SAMPLERS = {
+    "Random": lambda: optuna.samplers.RandomSampler(seed=0),
+    "AZNAS": lambda: az.AZNASSampler(seed=0),
+    "NSGAII": lambda: optuna.samplers.NSGAIISampler(seed=0),
+    "TPE": lambda: optuna.samplers.TPESampler(seed=0),
+}
+SLOW = 60.0
+
+
+def add_random_trials(study: optuna.Study, n: int, rng: np.random.Generator) -> None:
+    study.add_trials(
+        create_trial(
+            values=rng.normal(size=4).tolist(),
+            params={name: OPERATIONS[rng.integers(5)] for name in SPACE},
+            distributions=SPACE,
+        )
+        for _ in range(n)
+    )
+
+
+def fill(study: optuna.Study, n: int, file: Path | None) -> None:
+    """Fill an empty study with ``n`` random trials."""
+    rng = np.random.default_rng(0)
+    if file is None:
+        add_random_trials(study, n, rng)
+        return
+    # Optuna writes some 40 trials a second to SQLite: a first hundred are made so, and the rest are their copies.
+    seed = 100
+    add_random_trials(study, seed, rng)
+    with sqlite3.connect(file) as database:
+        columns = {
+            table: [name for _, name, *_ in database.execute(f"pragma table_info({table})")]
+            for table in ("trials", "trial_params", "trial_values")
+        }
+        for table, names in columns.items():
+            own, owner = names[0], "trial_id"
+            copied = [name for name in names if table == "trials" or name != own]
+            for copy in range(1, n // seed):
+                shift = {owner: seed * copy, "number": seed * copy}
+                cells = [f"{name} + {shift[name]}" if name in shift else name for name in copied]
+                if table == "trial_values":
+                    cells = ["random()" if name == "value" else cell for name, cell in zip(copied, cells, strict=True)]
+                database.execute(
+                    f"insert into {table} ({', '.join(copied)}) select {', '.join(cells)} from {table} "
+                    f"where {owner} <= {seed}"
+                )
+
+
+def objective(trial: optuna.Trial) -> tuple[float, ...]:
+    chosen = [OPERATIONS.index(trial.suggest_categorical(name, OPERATIONS)) for name in PARAMETERS]
+    return float(sum(chosen)), float(min(chosen)), float(max(chosen)), float(chosen[0] - chosen[1])
+
+
+def one_trial(study: optuna.Study) -> float:
+    start = time.perf_counter()
+    study.optimize(objective, n_trials=1)
+    return 1000 * (time.perf_counter() - start)
+
+
+def measure(size: int, storage: str, trials: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = None if storage == "memory" else Path(folder) / "study.db"
+        where = optuna.storages.InMemoryStorage() if file is None else f"sqlite:///{file}"
+        filled = optuna.create_study(study_name="s", storage=where, directions=["maximize"] * 4)
+        fill(filled, size, file)
+        studies, first = {}, {}
+        for name, make in SAMPLERS.items():
+            # Each with a connection of its own, as if it were alone.
+            study = optuna.load_study(study_name="s", storage=where, sampler=make())
+            assert len(study.get_trials(deepcopy=False)) >= size
+            first[name] = one_trial(study)
+            if first[name] < 1000 * SLOW:
+                studies[name] = study
+        rounds = min(trials, 5) if first.get("TPE", 0.0) > 2000 else trials
+        times = {name: [one_trial(study) for study in [studies[name]]] for name in studies}
+        for _ in range(rounds - 1):
+            for name, study in studies.items():
+                times[name].append(one_trial(study))
+        base = float(np.median(times["Random"]))
+        line = f"{storage:8s}{size:>9,d}{base:>12.2f}"
+        for name in SAMPLERS:
+            if name != "Random":
+                line += f"{np.median(times[name]) - base:>12.2f}" if name in times else f"{'> a minute':>12s}"
+        print(f"{line}{first['AZNAS']:>20.0f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
+    parser.add_argument("--storages", nargs="+", choices=("memory", "sqlite"), default=["memory", "sqlite"])
+    parser.add_argument("--trials", type=int, default=30, help="trials of each sampler")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    print("Milliseconds a trial: RandomSampler's, and what others take over it (median).")
+    print(f"{'storage':8s}{'trials':>9s}" + "".join(f"{name:>12s}" for name in SAMPLERS) + f"{'first of AZNAS':>20s}")
+    for storage in arguments.storages:
+        for size in arguments.sizes:
+            measure(size, storage, arguments.trials)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Worker processes on one study: run as a module, ``python -m tests.services.workers KIND PLACE STUDY SEED TRIALS``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+import optuna_aznas as az
+
+OPERATIONS = ("none", "skip", "conv1", "conv3", "pool")
+PARAMETERS = tuple(f"edge{i}" for i in range(6))  # 15,625 architectures
+
+
+def open_storage(kind, place):
+    """Open the storage of a kind ("url", "file", "redis", "grpc") at a place (a URL, a path, a port)."""
+    if kind == "url":
+        return optuna.storages.RDBStorage(place)
+    if kind == "grpc":
+        return optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=int(place))
+    from optuna.storages import journal
+
+    backend = journal.JournalFileBackend(place) if kind == "file" else journal.JournalRedisBackend(place)
+    return optuna.storages.JournalStorage(backend)
+
+
+def start(kind, place, name, seed, trials):
+    """Start a worker that stops when the study has so many completed trials."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", __name__, kind, place, name, str(seed), str(trials)],
+        cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def scores_of(params):
+    """Four proxies of an architecture, in partial conflict."""
+    digits = np.array([OPERATIONS.index(params[name]) for name in PARAMETERS])
+    return {
+        "size": float(digits.sum()),
+        "evenness": -float(digits.std()),
+        "order": float(np.sum(np.diff(digits) >= 0)),
+        "weakest": float(digits.min()) if digits.min() else -float("inf"),
+    }
+
+
+def objective(trial):
+    params = {name: trial.suggest_categorical(name, OPERATIONS) for name in PARAMETERS}
+    az.record(trial, scores_of(params))
+    time.sleep(0.01)  # the training
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    return scores_of(params)["size"] - abs(np.log10(lr) + 2)
+
+
+def main(kind, place, name, seed, trials):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name=name, storage=open_storage(kind, place), sampler=az.AZNASSampler(seed=seed))
+    enough = optuna.study.MaxTrialsCallback(trials, states=(TrialState.COMPLETE,))
+    study.optimize(objective, callbacks=[enough])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))

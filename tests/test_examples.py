@@ -1,0 +1,32 @@
+"""The examples, as a user runs them, for a few trials."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder, *arguments):
+    command = [sys.executable, str(EXAMPLES / arguments[0]), *arguments[1:]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///nas.db", "journal:nas.log"])
+def test_workers_one_after_the_other(storage, tmp_path):
+    assert "op_0_1=" in run(tmp_path, "worker.py", storage, "--trials", "2")
+    table = run(tmp_path, "worker.py", storage, "--trials", "2")
+    assert table.count("op_0_1=") == 4
+
+
+def test_architecture_and_hyperparameters(tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    printed = run(tmp_path, "architecture_and_hyperparameters.py", "--trials", "5")
+    assert "5 architectures scored, 5 trained." in printed
+    assert "'lr': " in printed
