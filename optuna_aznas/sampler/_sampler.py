@@ -25,6 +25,9 @@ from optuna_aznas.sampler._view import StudyView, fixed_params
 #: Candidates that are looked at, each of evolution and of uniform sampling, before a repeated architecture is accepted.
 _TRIES = 100
 
+#: After so many tries, one more parameter is changed: the parents' neighbourhood may be known to the last.
+_WIDEN = 10
+
 #: Proposals of which it is checked that no other worker makes the same at the same moment.
 _CLAIMS = 10
 
@@ -223,7 +226,7 @@ class AZNASSampler(BaseSampler):
         fallback: _Params | None = None
         for i in range(0 if parents else _TRIES, 2 * _TRIES):
             if i < _TRIES:
-                candidate = self._child(parents, space)
+                candidate = self._child(parents, space, extra=i // _WIDEN)
             else:
                 candidate = {name: sample_uniform(distribution, self._rng) for name, distribution in space.items()}
             architecture = {**candidate, **fixed}
@@ -240,7 +243,7 @@ class AZNASSampler(BaseSampler):
             return candidate
         return fallback
 
-    def _child(self, parents: list[FrozenTrial], space: _Space) -> _Params:
+    def _child(self, parents: list[FrozenTrial], space: _Space, extra: int) -> _Params:
         mother = self._draw_parent(parents)
         child = {name: inherit(mother.params.get(name), d, self._rng) for name, d in space.items()}
         if self._crossover and self._rng.random() < self._crossover:
@@ -248,7 +251,7 @@ class AZNASSampler(BaseSampler):
             child = cross(child, father.params, space, father.distributions, self._rng)
         names = [name for name, distribution in space.items() if not distribution.single()]
         low, high = self._mutation
-        count = min(int(self._rng.integers(low, high + 1)), len(names))
+        count = min(int(self._rng.integers(low, high + 1)) + extra, len(names))
         for i in self._rng.choice(len(names), count, replace=False) if names else ():
             child[names[i]] = mutate(child[names[i]], space[names[i]], self._rng)
         return child
