@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,9 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.device) -> Iterator[None]:
-    """Run the body with ``model`` in train or eval mode and every global setting fixed; put all of it back afterwards.
+def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, device: torch.device) -> Iterator[None]:
+    """Run the body with ``modules`` in train or eval mode and every global setting fixed; put all of it back
+    afterwards.
 
     Parameters and buffers need no care here: scoring runs on substitutes
     (:func:`~optuna_aznas.proxies.weights.substitute_state`). What remains is the mode of each module, torch's, numpy's
@@ -26,13 +27,14 @@ def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.d
     global to the process, so threads take turns.
     """
     with _ONE_AT_A_TIME:
-        modes = [(module, module.training) for module in model.modules()]
+        modes = [(module, module.training) for module in modules]
         numpy_state, python_state = np.random.get_state(), random.getstate()
         cuda = [device] if device.type == "cuda" else []
         settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _numeric_settings()]
         try:
-            for module, _ in modes:
-                module.training = training  # not .train(): models override that to keep parts frozen
+            for module, was_training in modes:
+                if was_training != training:  # setting an attribute of a module is slow
+                    module.training = training  # not .train(): models override that to keep parts frozen
             for owner, name, _, value in settings:
                 setattr(owner, name, value)
             with (
@@ -52,7 +54,8 @@ def scoring_mode(model: nn.Module, *, training: bool, seed: int, device: torch.d
             for owner, name, before, _ in settings:
                 setattr(owner, name, before)
             for module, was_training in modes:
-                module.training = was_training
+                if module.training != was_training:
+                    module.training = was_training
             np.random.set_state(numpy_state)
             random.setstate(python_state)
 
