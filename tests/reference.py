@@ -59,17 +59,14 @@ def entropy(feature):
     return -torch.sum(p * torch.log(p + 1e-8)).item()
 
 
-def expressivity(features):
-    total = 0.0
-    for feature in features:
-        total = total + entropy(feature)
-    return total
+def expressivity(entropies):
+    return sum(entropies)
 
 
-def progressivity(features):
+def progressivity(entropies):
     steps = []
-    for before, after in itertools.pairwise(features):
-        steps.append(entropy(after) - entropy(before))
+    for before, after in itertools.pairwise(entropies):
+        steps.append(after - before)
     if any(math.isnan(step) for step in steps):
         return float("nan")
     return min(steps)
@@ -140,9 +137,10 @@ def scores(model, block_names, x, vs, jacobian="moment"):
     """All four proxies of a model that has its weights and mode already, on the batch ``x`` with the cotangents
     ``vs``."""
     features = features_of(model, block_names, x)
+    entropies = [entropy(feature) for feature in features]
     return (
-        expressivity(features),
-        progressivity(features),
+        expressivity(entropies),
+        progressivity(entropies),
         trainability(features, vs, jacobian),
         complexity(model, x),
     )
@@ -158,9 +156,10 @@ def evaluate(model, block_names, input_shape, batch_size=64, jacobian="moment", 
     x = torch.randn(batch_size, *input_shape, generator=generator, device=device)
     features = features_of(model, block_names, x)
     vs = [random_signs(feature, generator) for feature in features[1:]]
+    entropies = [entropy(feature) for feature in features]
     result = (
-        expressivity(features),
-        progressivity(features),
+        expressivity(entropies),
+        progressivity(entropies),
         trainability(features, vs, jacobian),
         complexity(model, x),
     )

@@ -18,7 +18,6 @@ _NORMS = (
     nn.GroupNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 #: What else a fresh layer holds: parameters and running statistics by their name in torch.
@@ -106,7 +105,7 @@ def substitute_state(
     for prefix, module in modules:
         weighted = init is not None and isinstance(module, _WEIGHTED)
         fresh = weighted or (init is not None and isinstance(module, _NORMS))
-        left_out = _STATISTICS if not running_statistics and type(module) in _BATCH_NORMS else ()
+        left_out = _STATISTICS if not running_statistics and _is_batch_norm(module) else ()
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for store in stores:
             for name, tensor in store.items():
@@ -173,6 +172,11 @@ def _drawn(
             value = piece.view(weight.shape)
         values[id(weight)] = value.double() if weight.dtype == torch.float64 else value
     return values
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalises as torch's own batch normalisation does, not in a way of its own."""
+    return type(module).forward is nn.modules.batchnorm._BatchNorm.forward
 
 
 def _full_precision(dtype: torch.dtype) -> torch.dtype:
