@@ -33,7 +33,10 @@ def features_of(model, block_names, x):
     for name in block_names:
 
         def keep(module, args, output, name=name):
+            if not output.requires_grad:  # a block without weights or input: what follows still has a Jacobian
+                output = output.detach().requires_grad_()
             features[name] = output
+            return output
 
         handles.append(modules[name].register_forward_hook(keep))
     model(x)

@@ -22,6 +22,9 @@ from optuna_aznas.proxies.weights import Substitute, is_transformer, substitute_
 #: The proxies that are computed unless others are named.
 DEFAULT = AZNAS_PROXIES
 
+#: Fewest signs to draw at once.
+_POOL = 2**20
+
 _INITS = ("auto", "kaiming", "trunc_normal", None)
 
 
@@ -307,18 +310,21 @@ class ProxyEvaluator:
 def _rademacher(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """Return a function that draws independent +-1 entries in the shape and memory layout of a tensor.
 
-    Each random word serves 64 entries: drawing them one by one costs more than running a block.
+    Each random word serves 64 entries, as drawing them one by one costs more than running a block, and each draw
+    several tensors.
     """
-    signs_of_byte: Tensor | None = None
+    bits = torch.arange(256, device=generator.device)[:, None] >> torch.arange(8, device=generator.device)
+    signs_of_byte = 2 * (bits & 1) - 1
+    pool = torch.empty(0)
 
     def draw(like: Tensor) -> Tensor:
-        nonlocal signs_of_byte
-        if signs_of_byte is None or signs_of_byte.dtype != like.dtype:
-            bits = torch.arange(256, device=like.device)[:, None] >> torch.arange(8, device=like.device)
-            signs_of_byte = (2 * (bits & 1) - 1).to(like.dtype)
-        words = torch.empty(-(-like.numel() // 64), dtype=torch.int64, device=like.device)
-        words.random_(-(2**63), None, generator=generator)  # all 64 bits
-        signs = nn.functional.embedding(words.view(torch.uint8).int(), signs_of_byte).flatten()[: like.numel()]
+        nonlocal signs_of_byte, pool
+        if pool.numel() < like.numel() or pool.dtype != like.dtype:
+            words = torch.empty(-(-max(like.numel(), _POOL) // 64), dtype=torch.int64, device=like.device)
+            words.random_(-(2**63), None, generator=generator)  # all 64 bits
+            signs_of_byte = signs_of_byte.to(like.dtype)
+            pool = nn.functional.embedding(words.view(torch.uint8).int(), signs_of_byte).flatten()
+        signs, pool = pool[: like.numel()], pool[like.numel() :]
         if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
             return signs.view(like.shape[0], *like.shape[2:], like.shape[1]).permute(0, 3, 1, 2)
         return signs.view(like.shape)

@@ -42,6 +42,9 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 torch.autocast(device.type, enabled=False),
+                # A GPU's backward passes otherwise run in a thread of their own, and waking it for every block can take
+                # longer than queueing the block's kernels.
+                torch.autograd.set_multithreading_enabled(False),
             ):
                 torch.default_generator.manual_seed(seed)
                 if cuda:
