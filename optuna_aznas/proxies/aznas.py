@@ -25,9 +25,24 @@ AZNAS_PROXIES = ("expressivity", "progressivity", "trainability", "complexity")
 _EPS_ENTROPY = 1e-8
 _EPS_SIGMA = 1e-6
 
-#: What remains to be done for one number of one block behind the pass: a function of stacks (n, a, b) that gives (n,)
-#: numbers, and what the block contributes to each stack.
-_Job: TypeAlias = tuple[Callable[..., Tensor], list[Tensor]]
+#: Bytes of features and gradients that may wait on a GPU, so that blocks of one shape are reduced to small matrices
+#: together: a launch for each costs more than the work. On a CPU they are reduced at once, while the cache holds them.
+_PENDING_BYTES = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What remains to be done behind the pass for one number of each of several blocks.
+
+    Attributes:
+        blocks: The blocks' indices.
+        function: Takes stacks (n, a, b), gives (n,) numbers.
+        stacks: What it takes; n is the number of blocks.
+    """
+
+    blocks: list[int]
+    function: Callable[..., Tensor]
+    stacks: list[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,47 +90,77 @@ class AZNASObserver:
         self._jacobian = jacobian
         self._skip_identities = skip_identities
         self._passes: list[tuple[str, tuple[int, ...], float]] = []
-        self._entropies: list[_Job | None] = []
-        self._sigmas: list[_Job | None] = []
-        self._differ: list[_Job | None] = []  # whether g and v differ anywhere: not where the block is an identity
+        # What waits to be reduced: the matrices of each block that a reduction takes.
+        self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}
+        self._waiting_bytes = 0
+        self._entropies: list[_Job] = []
+        self._sigmas: list[_Job] = []
+        self._differ: list[_Job] = []  # whether g and v differ anywhere: not where the block is an identity
 
     def __call__(self, block: BlockPass) -> None:
-        feature = block.feature
+        i, feature = len(self._passes), block.feature
         first = channels_first(feature, block.module)
         self._passes.append((block.name, tuple(feature.shape[1:]), block.macs / feature.shape[0]))
-        self._entropies.append((spectral_entropy, [scatter(position_rows(feature, first))]) if self._entropy else None)
-        if block.gradient is None or block.cotangent is None:
-            self._sigmas.append(None)
-            self._differ.append(None)
-            return
-        g, v = block.gradient, block.cotangent
-        self._differ.append((_as_number, [(g != v).any().view(1)]) if g.shape == v.shape else None)
-        try:
-            g_rows, v_rows = on_one_grid(g, v, first)
-        except ValueError as error:
-            raise ProxyEvaluationError(
-                f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
-                "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
-            ) from None
-        positions, channels = v_rows.shape
+        if self._entropy:
+            self._wait(self._reduce_features, i, position_rows(feature, first))
+        if block.gradient is not None and block.cotangent is not None:
+            g, v = block.gradient, block.cotangent
+            try:
+                rows = on_one_grid(g, v, first)
+            except ValueError as error:
+                raise ProxyEvaluationError(
+                    f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
+                    "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
+                ) from None
+            self._wait(self._reduce_same_shape if g.shape == v.shape else self._reduce_products, i, *rows)
+        if self._waiting_bytes > _PENDING_BYTES or feature.device.type == "cpu":
+            self._reduce()
+
+    def _wait(self, reduction: Callable[..., None], block: int, *matrices: Tensor) -> None:
+        key = (reduction, *(matrix.shape for matrix in matrices))
+        self._waiting.setdefault(key, []).append((block, list(matrices)))
+        self._waiting_bytes += sum(matrix.nbytes for matrix in matrices)
+
+    def _reduce(self) -> None:
+        """Reduce what waits to the small matrices that the jobs need."""
+        for (reduction, *_), group in self._waiting.items():
+            blocks, rows = zip(*group, strict=True)
+            reduction(list(blocks), *(_stacked(column) for column in zip(*rows, strict=True)))
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _reduce_features(self, blocks: list[int], features: Tensor) -> None:
+        self._entropies.append(_Job(blocks, spectral_entropy, [scatter(features)]))
+
+    def _reduce_same_shape(self, blocks: list[int], g: Tensor, v: Tensor) -> None:
+        self._differ.append(_Job(blocks, _as_number, [(g != v).flatten(1).any(1, keepdim=True)]))
+        self._reduce_products(blocks, g, v)
+
+    def _reduce_products(self, blocks: list[int], g: Tensor, v: Tensor) -> None:
+        _, positions, channels = v.shape
         if self._jacobian == "moment":
-            self._sigmas.append((spectral_norm, [g_rows.T @ v_rows / positions]))
+            job = _Job(blocks, spectral_norm, [g.mT @ v / positions])
         elif positions >= channels:
-            self._sigmas.append((least_squares_norm, [g_rows.T @ v_rows, v_rows.T @ v_rows]))
+            job = _Job(blocks, least_squares_norm, [g.mT @ v, v.mT @ v])
         else:
-            self._sigmas.append((least_squares_norm_of_few, [g_rows @ g_rows.T, v_rows @ v_rows.T]))
+            job = _Job(blocks, least_squares_norm_of_few, [g @ g.mT, v @ v.mT])
+        self._sigmas.append(job)
 
     def finish(self) -> list[BlockScores]:
         """Decompose what was gathered and return the blocks' scores, the stem first."""
-        n = len(self._passes)
-        numbers = _finish(self._entropies + self._sigmas + self._differ)
-        entropies, sigmas, differ = numbers[:n], numbers[n : 2 * n], numbers[2 * n :]
+        self._reduce()
+        jobs = _to_cpu([*self._entropies, *self._sigmas, *self._differ])
+        n, n_entropies, n_sigmas = len(self._passes), len(self._entropies), len(self._sigmas)
+        entropies = _results(jobs[:n_entropies], n)
+        sigmas = _results(jobs[n_entropies : n_entropies + n_sigmas], n)
+        differ = _results(jobs[n_entropies + n_sigmas :], n)
+        with_sigma = {i for job in self._sigmas for i in job.blocks}
         blocks: list[BlockScores] = []
         for i, (name, shape, macs) in enumerate(self._passes):
             sigma = sigmas[i]
             if differ[i] == 0.0:
                 trainability = math.nan if self._skip_identities else -math.inf
-            elif self._sigmas[i] is not None and math.isnan(sigma):
+            elif i in with_sigma and math.isnan(sigma):
                 trainability = -math.inf
             else:
                 trainability = 2.0 - sigma - 1.0 / (sigma + _EPS_SIGMA)
@@ -158,12 +203,12 @@ def position_rows(feature: Tensor, first: bool) -> Tensor:
 
 
 def scatter(x: Tensor) -> Tensor:
-    """Scatter matrix of ``x`` (P, C): P times the covariance of its columns, (C, C).
+    """Scatter matrices of ``x`` (n, P, C): P times the covariance of the columns, (n, C, C).
 
-    Or the (P, P) products of the centred rows where these are fewer: its eigenvalues are the same but for zeros.
+    Or the (n, P, P) products of the centred rows where these are fewer: the eigenvalues are the same but for zeros.
     """
-    x = x - x.mean(dim=0, keepdim=True)
-    return x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    x = x - x.mean(dim=1, keepdim=True)
+    return x.mT @ x if x.shape[1] >= x.shape[2] else x @ x.mT
 
 
 def spectral_entropy(scatters: Tensor) -> Tensor:
@@ -270,42 +315,46 @@ def _rows_on_grid(x: Tensor, grid: list[int]) -> Tensor:
     return x.reshape(split).permute(order).reshape(x.shape[0] * math.prod(grid), -1)
 
 
-def _finish(jobs: Sequence[_Job | None]) -> list[float]:
-    """Return each job's number: NaN where there is no job, or one of its matrices is not finite.
-
-    Jobs with the same function and shapes are done at once, on the CPU, which is faster at small matrices.
-    """
-    results = [math.nan] * len(jobs)
-    matrices = iter(_to_cpu([matrix for job in jobs if job is not None for matrix in job[1]]))
-    alike: dict[Any, list[tuple[int, list[Tensor]]]] = {}
-    for i, job in enumerate(jobs):
-        if job is not None:
-            function, own = job[0], [next(matrices) for _ in job[1]]
-            alike.setdefault((function, *(matrix.shape for matrix in own)), []).append((i, own))
-    pending = [(key[0], group) for key, group in alike.items()]
+def _results(jobs: list[_Job], n: int) -> list[float]:
+    """Return a number for each of ``n`` blocks: NaN where no job has it, or one of its matrices is not finite."""
+    results = [math.nan] * n
+    alike: dict[Any, list[_Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.function, *(stack.shape[1:] for stack in job.stacks)), []).append(job)
+    pending = []
+    for (function, *_), group in alike.items():
+        stacks = [torch.cat(column) for column in zip(*(job.stacks for job in group), strict=True)]
+        pending.append(_Job([i for job in group for i in job.blocks], function, stacks))
     while pending:
-        function, group = pending.pop(0)
-        stacks = [torch.stack(column) for column in zip(*(own for _, own in group), strict=True)]
-        finite = torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in stacks]).all(0)
+        job = pending.pop()
+        finite = torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]).all(0)
         if not bool(finite.all()):
-            group = [member for member, sound in zip(group, finite.tolist(), strict=True) if sound]
-            stacks = [stack[finite] for stack in stacks]
-        if not group:
+            sound = [i for i, is_sound in zip(job.blocks, finite.tolist(), strict=True) if is_sound]
+            job = _Job(sound, job.function, [stack[finite] for stack in job.stacks])
+        if not job.blocks:
             continue
         try:
-            values = function(*stacks).tolist()
+            values = job.function(*job.stacks).tolist()
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # It did not converge: find out for which, and leave that NaN.
-            pending += [(function, [member]) for member in group] if len(group) > 1 else []
+            if len(job.blocks) > 1:
+                for k, i in enumerate(job.blocks):
+                    pending.append(_Job([i], job.function, [stack[k : k + 1] for stack in job.stacks]))
             continue
-        for (i, _), value in zip(group, values, strict=True):
+        for i, value in zip(job.blocks, values, strict=True):
             results[i] = value
     return results
 
 
-def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
-    """Move all tensors to the CPU in one transfer."""
-    if not tensors or tensors[0].device.type == "cpu":
-        return tensors
-    pieces = torch.cat([t.flatten() for t in tensors]).cpu().split([t.numel() for t in tensors])
-    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+def _to_cpu(jobs: list[_Job]) -> list[_Job]:
+    """Move the stacks of all jobs to the CPU in one transfer."""
+    stacks = [stack for job in jobs for stack in job.stacks]
+    if not stacks or stacks[0].device.type == "cpu":
+        return jobs
+    pieces = torch.cat([stack.flatten() for stack in stacks]).cpu().split([stack.numel() for stack in stacks])
+    moved = iter([piece.view(stack.shape) for piece, stack in zip(pieces, stacks, strict=True)])
+    return [_Job(job.blocks, job.function, [next(moved) for _ in job.stacks]) for job in jobs]
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0].unsqueeze(0)

@@ -82,7 +82,8 @@ def substitute_state(
 ) -> list[Substitute]:
     """Return what to run a model with in the place of its parameters and buffers.
 
-    Every tensor is new and lies on ``device``; the model's own are only read. Nothing requires a gradient. Half
+    Every tensor is new and lies on ``device``; the model's own are only read. Parameters that get the same constant,
+    such as the weights of normalisation layers of one width, share a tensor. Nothing requires a gradient. Half
     precision becomes float32. Where a weight is drawn its own value is not even read, so a model built on the
     ``meta`` device can be scored.
 
@@ -101,7 +102,7 @@ def substitute_state(
     places: list[tuple[dict[str, Any], str, Tensor]] = []
     values: dict[int, Tensor | None] = {}  # by the identity of the original, so that tied ones stay tied
     drawn: list[Tensor] = []
-    constant: dict[tuple[float, torch.dtype], list[Tensor]] = {}
+    constants: dict[tuple[Any, ...], Tensor] = {}
     for prefix, module in modules:
         weighted = init is not None and isinstance(module, _WEIGHTED)
         fresh = weighted or (init is not None and isinstance(module, _NORMS))
@@ -125,7 +126,10 @@ def substitute_state(
                 if weighted and name == "weight" and store is module._parameters:
                     drawn.append(tensor)
                 elif fresh and name in _FRESH:
-                    constant.setdefault((_FRESH[name], _full_precision(tensor.dtype)), []).append(tensor)
+                    key = (tensor.shape, _FRESH[name], _full_precision(tensor.dtype))
+                    if key not in constants or store is module._buffers:  # buffers are written to
+                        constants[key] = torch.full(key[0], key[1], dtype=key[2], device=device)
+                    values[id(tensor)] = constants[key]
                 elif tensor.is_meta:
                     raise ProxyEvaluationError(
                         f"{_dotted(prefix, name)!r} lies on the meta device and is not drawn anew, so it has no "
@@ -138,10 +142,6 @@ def substitute_state(
                     )
     if init is not None:
         values |= _drawn(drawn, init, generator, device, channels_last)
-    for (value, dtype), tensors in constant.items():
-        sizes = [tensor.numel() for tensor in tensors]
-        pieces = torch.full((sum(sizes),), value, dtype=dtype, device=device).split(sizes)
-        values |= {id(tensor): piece.view(tensor.shape) for tensor, piece in zip(tensors, pieces, strict=True)}
     return [Substitute(store, name, values[id(tensor)]) for store, name, tensor in places]
 
 
