@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: env demo test test-all lint format docs bench bench-ranking clean
+.PHONY: env demo test test-all lint format docs bench bench-ranking bench-speed clean
 
 env: $(VENV)/.installed
 
@@ -42,10 +42,13 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: bench-ranking
+bench: bench-ranking bench-speed
 
 bench-ranking: env
 	$(BIN)/python tests/benchmarks/ranking.py
+
+bench-speed: env
+	$(BIN)/python tests/benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

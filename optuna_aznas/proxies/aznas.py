@@ -29,8 +29,11 @@ _EPS_SIGMA = 1e-6
 #: together: a launch for each costs more than the work. On a CPU they are reduced at once, while the cache holds them.
 _PENDING_BYTES = 2**26
 
+#: From this size on matrices are decomposed on the GPU that they lie on.
+_LARGE = 512
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
     """What remains to be done behind the pass for one number of each of several blocks.
 
@@ -347,13 +350,14 @@ def _results(jobs: list[_Job], n: int) -> list[float]:
 
 
 def _to_cpu(jobs: list[_Job]) -> list[_Job]:
-    """Move the stacks of all jobs to the CPU in one transfer."""
-    stacks = [stack for job in jobs for stack in job.stacks]
+    """Move the stacks of all jobs to the CPU in one transfer, but for those that a GPU decomposes faster."""
+    small = [job for job in jobs if max(max(stack.shape[1:]) for stack in job.stacks) < _LARGE]
+    stacks = [stack for job in small for stack in job.stacks]
     if not stacks or stacks[0].device.type == "cpu":
         return jobs
     pieces = torch.cat([stack.flatten() for stack in stacks]).cpu().split([stack.numel() for stack in stacks])
     moved = iter([piece.view(stack.shape) for piece, stack in zip(pieces, stacks, strict=True)])
-    return [_Job(job.blocks, job.function, [next(moved) for _ in job.stacks]) for job in jobs]
+    return [_Job(job.blocks, job.function, [next(moved) for _ in job.stacks]) if job in small else job for job in jobs]
 
 
 def _stacked(matrices: Sequence[Tensor]) -> Tensor:

@@ -112,7 +112,7 @@ class ProxyEvaluator:
         init: ``"auto"`` draws weights anew as said above; ``"kaiming"`` or ``"trunc_normal"`` name the draw; ``None``
             keeps the model's own, pretrained ones say. ``None`` still runs a convolutional network in train mode.
         jacobian: The estimate behind trainability: ``"moment"``, the paper to the letter, or ``"least-squares"``, free
-            of the moment's sampling noise, hence as good with a quarter of the batch.
+            of the moment's sampling noise, hence as good with an eighth of the batch.
         repeats: Evaluations to average over, each with its own draws, at least 1.
         device: ``"auto"`` (a GPU where there is one), or whatever :class:`torch.device` takes. The model itself
             is not moved.
@@ -136,7 +136,7 @@ class ProxyEvaluator:
         input_shape: Sequence[int] | None = None,
         *,
         inputs: Any = None,
-        batch_size: int = 16,
+        batch_size: int = 8,
         proxies: Sequence[str] = DEFAULT,
         blocks: BlockChoice = None,
         init: str | None = "auto",

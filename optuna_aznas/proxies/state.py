@@ -31,7 +31,7 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
         modes = [(module, module.training) for module in modules]
         numpy_state, python_state = np.random.get_state(), random.getstate()
         cuda = [device] if device.type == "cuda" else []
-        collecting = gc.isenabled()
+        collecting, threads = gc.isenabled(), torch.get_num_threads()
         settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _numeric_settings()]
         try:
             for module, was_training in modes:
@@ -39,6 +39,8 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                     module.training = training  # not .train(): models override that to keep parts frozen
             for owner, name, _, value in settings:
                 setattr(owner, name, value)
+            if cuda:
+                torch.set_num_threads(1)  # what is left to the CPU are small matrices, slower with more
             gc.disable()  # a pass leaves no cycles, and looking for them again and again takes a tenth of its time
             with (
                 torch.random.fork_rng(devices=cuda),
@@ -57,6 +59,7 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                 random.seed(seed)
                 yield
         finally:
+            torch.set_num_threads(threads)
             if collecting:
                 gc.enable()
             for owner, name, before, _ in settings:

@@ -46,20 +46,26 @@ def milliseconds(settings: list[dict[str, object]], archs: list[str], device: st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--networks", type=int, default=1000)
+    parser.add_argument("--networks", type=int, default=1000, help="0: only the times")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--timed", type=int, default=20, help="so many networks for the times")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the reference scores")
     options = parser.parse_args()
-    archs = list(load_scores(options.data))[: options.networks]
+    every = list(load_scores(options.data))
+    archs = every[: options.networks]
     accuracy = load_results("cifar10")
     truth = [accuracy[arch].accuracy for arch in archs]
     print(describe_machine(options.device))
 
     rows = list(itertools.product(JACOBIANS, BATCHES, REPEATS))
     settings = [{"jacobian": jacobian, "batch_size": batch, "repeats": repeats} for jacobian, batch, repeats in rows]
-    times = milliseconds(settings, archs[: options.timed], options.device)
+    times = milliseconds(settings, every[: options.timed], options.device)
+    if not options.networks:
+        print("milliseconds with one process, building included")
+        for (jacobian, batch, repeats), ms in zip(rows, times, strict=True):
+            print(f"{jacobian:14s}{batch:6d}{repeats:8d}{ms:8.1f}")
+        return
     print(f"{len(archs)} networks, seeds 0 to {options.seeds - 1}; milliseconds with one process")
     print(f"{'Jacobian':14s}{'batch':>6s}{'repeats':>8s}{'tau':>9s}{'sd':>9s}{'runs':>6s}{'ms':>8s}")
     with warm_pool(options.workers, options.device, archs) as pool:
