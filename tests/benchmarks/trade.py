@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anyw
 
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201_results import load_results
-from tests.benchmarks.ranking import DATA, load_scores
-from tests.benchmarks.speed import describe_machine, score_arch, warm_pool
+from tests.benchmarks.ranking import DATA
+from tests.benchmarks.speed import architectures, describe_machine, score_arch, warm_pool
 
 BATCHES = (8, 16, 32, 64)
 JACOBIANS = ("least-squares", "moment")
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=20, help="so many networks for the times")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the reference scores")
     options = parser.parse_args()
-    every = list(load_scores(options.data))
+    every = architectures(options.data)
     archs = every[: options.networks]
     accuracy = load_results("cifar10")
     truth = [accuracy[arch].accuracy for arch in archs]
