@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                 torch.autocast(device.type, enabled=False),
                 # A GPU's backward passes otherwise run in a thread of their own, and waking it for every block can take
                 # longer than queueing the block's kernels.
-                torch.autograd.set_multithreading_enabled(False),
+                torch.autograd.grad_mode.set_multithreading_enabled(False),
+                _without_compilation(),
             ):
                 torch.default_generator.manual_seed(seed)
                 if cuda:
@@ -59,7 +61,8 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                 random.seed(seed)
                 yield
         finally:
-            torch.set_num_threads(threads)
+            if cuda:
+                torch.set_num_threads(threads)
             if collecting:
                 gc.enable()
             for owner, name, before, _ in settings:
@@ -69,6 +72,15 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                     module.training = was_training
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+def _without_compilation() -> AbstractContextManager[Any]:
+    """Run what :func:`torch.compile` has wrapped as it was written: compiling takes longer than scoring, and the count
+    of operations could not look inside.
+    """
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # torch 2.6 and later
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def _numeric_settings() -> list[tuple[Any, str, Any]]:

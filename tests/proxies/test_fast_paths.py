@@ -201,6 +201,20 @@ def test_modules_whose_weights_cannot_be_replaced():
         evaluator(nn.DataParallel(model))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_models_run_as_they_were_written(whole):
+    def backend(graph, inputs):
+        raise AssertionError("compiled all the same")
+
+    model, evaluator = Network(from_arch(ARCHS[0]), channels=4, cells=1), ProxyEvaluator((3, 16, 16), device="cpu")
+    expected = evaluator(model)
+    if whole:
+        compiled = torch.compile(model, backend=backend)
+    else:
+        compiled, model.blocks[1] = model, torch.compile(model.blocks[1], backend=backend)
+    assert evaluator(compiled) == expected
+
+
 @pytest.mark.parametrize("collecting", [True, False])
 def test_global_settings_come_back(collecting):
     was = gc.isenabled()
