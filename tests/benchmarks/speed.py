@@ -175,6 +175,7 @@ def report_tau(archs: Sequence[str], device: str, seeds: int, workers: int) -> N
             for seed in range(seeds):
                 table = pool.map(score_arch, [(side, arch, device, seed, {}) for arch in archs], chunksize=5)
                 taus.append(kendalltau(aggregate(table), truth).statistic)
+                print(f"  {side}, seed {seed}: {taus[-1]:.4f}", flush=True)
             spread = f", standard deviation {statistics.stdev(taus):.4f}" if seeds > 1 else ""
             print(f"{side:10s} mean {statistics.mean(taus):.4f}{spread}: {np.round(taus, 4).tolist()}", flush=True)
 
