@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: env demo test test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits clean
+.PHONY: env demo test test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed clean
 
 env: $(VENV)/.installed
 
@@ -42,7 +42,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: bench-ranking bench-search bench-overhead bench-digits
+bench: bench-ranking bench-speed bench-search bench-overhead bench-digits
 
 bench-ranking: env
 	$(BIN)/python tests/benchmarks/ranking.py
@@ -55,6 +55,9 @@ bench-overhead: env
 
 bench-digits: env
 	$(BIN)/python -m tests.benchmarks.digits
+
+bench-speed: env
+	$(BIN)/python tests/benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,10 @@ def features_of(model, block_names, x):
     for name in block_names:
 
         def keep(module, args, output, name=name):
+            if not output.requires_grad:  # a block without weights or input: what follows still has a Jacobian
+                output = output.detach().requires_grad_()
             features[name] = output
+            return output
 
         handles.append(modules[name].register_forward_hook(keep))
     model(x)
@@ -59,17 +62,14 @@ def entropy(feature):
     return -torch.sum(p * torch.log(p + 1e-8)).item()
 
 
-def expressivity(features):
-    total = 0.0
-    for feature in features:
-        total = total + entropy(feature)
-    return total
+def expressivity(entropies):
+    return sum(entropies)
 
 
-def progressivity(features):
+def progressivity(entropies):
     steps = []
-    for before, after in itertools.pairwise(features):
-        steps.append(entropy(after) - entropy(before))
+    for before, after in itertools.pairwise(entropies):
+        steps.append(after - before)
     if any(math.isnan(step) for step in steps):
         return float("nan")
     return min(steps)
@@ -140,9 +140,10 @@ def scores(model, block_names, x, vs, jacobian="moment"):
     """All four proxies of a model that has its weights and mode already, on the batch ``x`` with the cotangents
     ``vs``."""
     features = features_of(model, block_names, x)
+    entropies = [entropy(feature) for feature in features]
     return (
-        expressivity(features),
-        progressivity(features),
+        expressivity(entropies),
+        progressivity(entropies),
         trainability(features, vs, jacobian),
         complexity(model, x),
     )
@@ -158,9 +159,10 @@ def evaluate(model, block_names, input_shape, batch_size=64, jacobian="moment", 
     x = torch.randn(batch_size, *input_shape, generator=generator, device=device)
     features = features_of(model, block_names, x)
     vs = [random_signs(feature, generator) for feature in features[1:]]
+    entropies = [entropy(feature) for feature in features]
     result = (
-        expressivity(features),
-        progressivity(features),
+        expressivity(entropies),
+        progressivity(entropies),
         trainability(features, vs, jacobian),
         complexity(model, x),
     )

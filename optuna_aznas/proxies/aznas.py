@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,28 @@ AZNAS_PROXIES = ("expressivity", "progressivity", "trainability", "complexity")
 
 _EPS_ENTROPY = 1e-8
 _EPS_SIGMA = 1e-6
+
+#: Bytes of features and gradients that may wait on a GPU, so that blocks of one shape are reduced to small matrices
+#: together: a launch for each costs more than the work. On a CPU they are reduced at once, while the cache holds them.
+_PENDING_BYTES = 2**26
+
+#: From this size on matrices are decomposed on the GPU that they lie on.
+_LARGE = 512
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """What remains to be done behind the pass for one number of each of several blocks.
+
+    Attributes:
+        blocks: The blocks' indices.
+        function: Takes stacks (n, a, b), gives (n,) numbers.
+        stacks: What it takes; n is the number of blocks.
+    """
+
+    blocks: list[int]
+    function: Callable[..., Tensor]
+    stacks: list[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,50 +93,77 @@ class AZNASObserver:
         self._jacobian = jacobian
         self._skip_identities = skip_identities
         self._passes: list[tuple[str, tuple[int, ...], float]] = []
-        self._covariances: list[Tensor | None] = []
-        self._moments: list[Tensor | None] = []  # M = (1/P) sum g v^T
-        self._grams: list[Tensor | None] = []  # (1/P) sum v v^T, for least squares
-        self._deviations: list[Tensor | None] = []  # sum |g - v|, 0 for an identity
+        # What waits to be reduced: the matrices of each block that a reduction takes.
+        self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}
+        self._waiting_bytes = 0
+        self._entropies: list[_Job] = []
+        self._sigmas: list[_Job] = []
+        self._differ: list[_Job] = []  # whether g and v differ anywhere: not where the block is an identity
 
     def __call__(self, block: BlockPass) -> None:
-        feature = block.feature
+        i, feature = len(self._passes), block.feature
         first = channels_first(feature, block.module)
         self._passes.append((block.name, tuple(feature.shape[1:]), block.macs / feature.shape[0]))
-        self._covariances.append(covariance(channel_rows(feature, first)) if self._entropy else None)
-        if block.gradient is None or block.cotangent is None:
-            self._moments.append(None)
-            self._grams.append(None)
-            self._deviations.append(None)
-            return
-        g, v = block.gradient, block.cotangent
-        self._deviations.append((g - v).abs().sum() if g.shape == v.shape else None)
-        try:
-            g_rows, v_rows = on_one_grid(g, v, first)
-        except ValueError as error:
-            raise ProxyEvaluationError(
-                f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
-                "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
-            ) from None
-        positions = v_rows.shape[1]
-        self._moments.append(g_rows @ v_rows.T / positions)
-        self._grams.append(v_rows @ v_rows.T / positions if self._jacobian == "least-squares" else None)
+        if self._entropy:
+            self._wait(self._reduce_features, i, position_rows(feature, first))
+        if block.gradient is not None and block.cotangent is not None:
+            g, v = block.gradient, block.cotangent
+            try:
+                rows = on_one_grid(g, v, first)
+            except ValueError as error:
+                raise ProxyEvaluationError(
+                    f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
+                    "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
+                ) from None
+            self._wait(self._reduce_same_shape if g.shape == v.shape else self._reduce_products, i, *rows)
+        if self._waiting_bytes > _PENDING_BYTES or feature.device.type == "cpu":
+            self._reduce()
+
+    def _wait(self, reduction: Callable[..., None], block: int, *matrices: Tensor) -> None:
+        key = (reduction, *(matrix.shape for matrix in matrices))
+        self._waiting.setdefault(key, []).append((block, list(matrices)))
+        self._waiting_bytes += sum(matrix.nbytes for matrix in matrices)
+
+    def _reduce(self) -> None:
+        """Reduce what waits to the small matrices that the jobs need."""
+        for (reduction, *_), group in self._waiting.items():
+            blocks, rows = zip(*group, strict=True)
+            reduction(list(blocks), *(_stacked(column) for column in zip(*rows, strict=True)))
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _reduce_features(self, blocks: list[int], features: Tensor) -> None:
+        self._entropies.append(_Job(blocks, spectral_entropy, [scatter(features)]))
+
+    def _reduce_same_shape(self, blocks: list[int], g: Tensor, v: Tensor) -> None:
+        self._differ.append(_Job(blocks, _as_number, [(g != v).flatten(1).any(1, keepdim=True)]))
+        self._reduce_products(blocks, g, v)
+
+    def _reduce_products(self, blocks: list[int], g: Tensor, v: Tensor) -> None:
+        _, positions, channels = v.shape
+        if self._jacobian == "moment":
+            job = _Job(blocks, spectral_norm, [g.mT @ v / positions])
+        elif positions >= channels:
+            job = _Job(blocks, least_squares_norm, [g.mT @ v, v.mT @ v])
+        else:
+            job = _Job(blocks, least_squares_norm_of_few, [g @ g.mT, v @ v.mT])
+        self._sigmas.append(job)
 
     def finish(self) -> list[BlockScores]:
         """Decompose what was gathered and return the blocks' scores, the stem first."""
-        covariances, moments, grams, deviations = _to_cpu(
-            self._covariances, self._moments, self._grams, self._deviations
-        )
-        entropies = _batched(spectral_entropy, covariances)
-        if self._jacobian == "least-squares":
-            sigmas = _batched(lambda cross, gram: spectral_norm(least_squares_jacobian(cross, gram)), moments, grams)
-        else:
-            sigmas = _batched(spectral_norm, moments)
+        self._reduce()
+        jobs = _to_cpu([*self._entropies, *self._sigmas, *self._differ])
+        n, n_entropies, n_sigmas = len(self._passes), len(self._entropies), len(self._sigmas)
+        entropies = _results(jobs[:n_entropies], n)
+        sigmas = _results(jobs[n_entropies : n_entropies + n_sigmas], n)
+        differ = _results(jobs[n_entropies + n_sigmas :], n)
+        with_sigma = {i for job in self._sigmas for i in job.blocks}
         blocks: list[BlockScores] = []
         for i, (name, shape, macs) in enumerate(self._passes):
-            deviation, sigma = deviations[i], sigmas[i]
-            if deviation is not None and float(deviation) == 0.0:
+            sigma = sigmas[i]
+            if differ[i] == 0.0:
                 trainability = math.nan if self._skip_identities else -math.inf
-            elif moments[i] is not None and math.isnan(sigma):
+            elif i in with_sigma and math.isnan(sigma):
                 trainability = -math.inf
             else:
                 trainability = 2.0 - sigma - 1.0 / (sigma + _EPS_SIGMA)
@@ -149,33 +198,88 @@ def channels_first(feature: Tensor, module: nn.Module) -> bool:
     return feature.ndim > 3
 
 
-def channel_rows(feature: Tensor, first: bool) -> Tensor:
-    """Return a feature as a matrix (C, P): a row for each channel, a column for each of the batch's positions."""
+def position_rows(feature: Tensor, first: bool) -> Tensor:
+    """Return a feature as a matrix (P, C): a row for each of the batch's positions, a column for each channel."""
     if first:
-        return feature.transpose(0, 1).flatten(1)
-    return feature.reshape(-1, feature.shape[-1]).T
+        feature = feature.movedim(1, -1)
+    return feature.reshape(-1, feature.shape[-1])
 
 
-def covariance(x: Tensor) -> Tensor:
-    """Covariance (C, C) of the rows of ``x`` (C, P), as S = X X^T / P of the centred rows."""
+def scatter(x: Tensor) -> Tensor:
+    """Scatter matrices of ``x`` (n, P, C): P times the covariance of the columns, (n, C, C).
+
+    Or the (n, P, P) products of the centred rows where these are fewer: the eigenvalues are the same but for zeros.
+    """
     x = x - x.mean(dim=1, keepdim=True)
-    return x @ x.T / x.shape[1]
+    return x.mT @ x if x.shape[1] >= x.shape[2] else x @ x.mT
 
 
-def spectral_entropy(covariances: Tensor) -> Tensor:
-    """Entropy of the normalised eigenvalues of (n, C, C) covariances, in nats; NaN for a zero matrix."""
-    eigenvalues = torch.linalg.eigvalsh(covariances).clamp_min(0.0)  # rounding leaves some just below zero
+def spectral_entropy(scatters: Tensor) -> Tensor:
+    """Entropy of the normalised eigenvalues of (n, C, C) scatter matrices, in nats; NaN for a zero matrix."""
+    eigenvalues = torch.linalg.eigvalsh(scatters).clamp_min(0.0)  # rounding leaves some just below zero
     p = eigenvalues / eigenvalues.sum(dim=-1, keepdim=True)
     return -(p * torch.log(p + _EPS_ENTROPY)).sum(dim=-1)
 
 
 def spectral_norm(matrices: Tensor) -> Tensor:
-    """Largest singular value of each of (n, a, b) matrices."""
-    return torch.linalg.svdvals(matrices)[..., 0]
+    """Largest singular value of each of (n, a, b) matrices, from the eigenvalues of the smaller of their two products
+    with themselves: many times faster than a singular value decomposition, and as accurate for the largest.
+    """
+    matrices = matrices.double()  # squares of what float32 holds fit
+    a, b = matrices.shape[-2:]
+    return _root_of_largest(matrices @ matrices.mT if a <= b else matrices.mT @ matrices)
+
+
+def least_squares_norm(cross: Tensor, gram: Tensor) -> Tensor:
+    """Largest singular value of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v; of the smallest
+    solution where it is not unique.
+
+    Args:
+        cross: sum g v^T, (n, channels of g, channels of v).
+        gram: sum v v^T, (n, channels of v, channels of v).
+    """
+    root = _inverse_root(gram)
+    return spectral_norm(cross.double() @ root @ root.mT)
+
+
+def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
+    """The same as :func:`least_squares_norm` where there are fewer positions P than channels.
+
+    There G = g (v^T v)^-1 v^T with g and v as matrices (channels, P), so G G^T = g (v^T v)^-1 g^T.
+
+    Args:
+        g_gram: g^T g, (n, P, P).
+        v_gram: v^T v, (n, P, P).
+    """
+    root = _inverse_root(v_gram)
+    return _root_of_largest(root.mT @ g_gram.double() @ root)
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """Return W with W W^T the (pseudo-)inverse of (n, C, C) symmetric positive semi-definite matrices."""
+    n = gram.shape[-1]
+    gram = gram.double()  # sums of +-1, hence exact, so that a singular matrix shows as one
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    if not bool(failed.any()) and bool((pivots.amin(-1) > 0.03 * pivots.amax(-1)).all()):
+        identity = torch.eye(n, dtype=gram.dtype, device=gram.device)
+        return torch.linalg.solve_triangular(factor.mT, identity.expand_as(gram), upper=True)
+    values, vectors = torch.linalg.eigh(gram)
+    noise = values[..., -1:] * n * torch.finfo(torch.float32).eps  # the products with g are known no better
+    return vectors * values.where(values > noise, math.inf).rsqrt().unsqueeze(-2)
+
+
+def _root_of_largest(matrices: Tensor) -> Tensor:
+    """Square root of the largest eigenvalue of (n, C, C) symmetric positive semi-definite matrices."""
+    return torch.linalg.eigvalsh(matrices)[..., -1].clamp_min(0.0).sqrt()
+
+
+def _as_number(flags: Tensor) -> Tensor:
+    return flags[:, 0].float()
 
 
 def on_one_grid(g: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor]:
-    """Return g and v as matrices (channels, P) over the same positions.
+    """Return g and v as matrices (P, channels) over the same positions.
 
     Where a block strides by s, g lies on the finer grid: space-to-depth (for images ``pixel_unshuffle``) moves each s x
     s patch into the channels. Where it upsamples, v does. A grid that is not a multiple is cropped or padded
@@ -186,76 +290,75 @@ def on_one_grid(g: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor]:
     """
     if g.ndim != v.ndim:
         if v.ndim == 2:  # flattened or pooled to one position for each sample
-            return g.flatten(1).T, v.T
+            return g.flatten(1), v
         raise ValueError("the number of dimensions changes, and positions cannot be matched.")
-    if first:
-        g_sizes, v_sizes = g.shape[2:], v.shape[2:]
-        g = _to_grid(g, [min(a, b) for a, b in zip(g_sizes, v_sizes, strict=True)])
-        v = _to_grid(v, [min(a, b) for a, b in zip(g_sizes, v_sizes, strict=True)])
-    elif g.ndim == 3 and g.shape[1] != v.shape[1]:
+    if first and g.shape[2:] != v.shape[2:]:
+        grid = [min(sizes) for sizes in zip(g.shape[2:], v.shape[2:], strict=True)]
+        return _rows_on_grid(g, grid), _rows_on_grid(v, grid)
+    if g.ndim == 3 and not first and g.shape[1] != v.shape[1]:
         raise ValueError("the number of tokens changes, and positions cannot be matched.")
-    return channel_rows(g, first), channel_rows(v, first)
+    return position_rows(g, first), position_rows(v, first)
 
 
-def _to_grid(x: Tensor, grid: list[int]) -> Tensor:
-    """Space-to-depth of (B, C, *sizes) onto ``grid``: (B, C * s1 * s2 * ..., *grid), s the rounded ratios of the
-    sizes.
+def _rows_on_grid(x: Tensor, grid: list[int]) -> Tensor:
+    """Space-to-depth of (B, C, *sizes) onto ``grid``, as rows (B * positions of the grid, C * s1 * s2 * ...), s the
+    rounded ratios of the sizes.
     """
-    if list(x.shape[2:]) == grid:
-        return x
     strides = [max(1, round(size / n)) for size, n in zip(x.shape[2:], grid, strict=True)]
     pad: list[int] = []
     for size, n, stride in zip(reversed(x.shape[2:]), reversed(grid), reversed(strides), strict=True):
         pad += [0, n * stride - size]
-    x = nn.functional.pad(x, pad)  # a negative pad crops
+    if any(pad):
+        x = nn.functional.pad(x, pad)  # a negative pad crops
     split = [*x.shape[:2]]
     for n, stride in zip(grid, strides, strict=True):
         split += [n, stride]
     d = len(grid)
-    order = [0, 1, *(3 + 2 * i for i in range(d)), *(2 + 2 * i for i in range(d))]
-    return x.reshape(split).permute(order).reshape(x.shape[0], -1, *grid)
+    order = [0, *(2 + 2 * i for i in range(d)), 1, *(3 + 2 * i for i in range(d))]
+    return x.reshape(split).permute(order).reshape(x.shape[0] * math.prod(grid), -1)
 
 
-def least_squares_jacobian(cross: Tensor, gram: Tensor) -> Tensor:
-    """Solve ``G gram = cross`` for G, as G = (sum g v^T)(sum v v^T)^-1; the smallest solution where it is not unique.
-
-    Args:
-        cross: sum g v^T, (n, channels of g, channels of v).
-        gram: sum v v^T, (n, channels of v, channels of v).
-    """
-    return torch.linalg.lstsq(gram, cross.mT, driver="gelsd").solution.mT
-
-
-def _to_cpu(*groups: list[Tensor | None]) -> list[list[Tensor | None]]:
-    """Move all tensors to the CPU in one transfer."""
-    present = [t for group in groups for t in group if t is not None]
-    if not present or present[0].device.type == "cpu":
-        return list(groups)
-    flat = torch.cat([t.flatten() for t in present]).cpu()
-    pieces = iter(flat.split([t.numel() for t in present]))
-    return [[None if t is None else next(pieces).view(t.shape) for t in group] for group in groups]
-
-
-def _batched(function: Callable[..., Tensor], *columns: list[Tensor | None]) -> list[float]:
-    """Apply ``function``, (n, a, b) each -> (n,), to all entries of one shape at once; NaN where a matrix is missing or
-    not finite.
-    """
-    results = [math.nan] * len(columns[0])
-    by_shape: dict[torch.Size, list[int]] = {}
-    rows = list(zip(*columns, strict=True))
-    for i, row in enumerate(rows):
-        if all(matrix is not None and bool(torch.isfinite(matrix).all()) for matrix in row):
-            by_shape.setdefault(row[0].shape, []).append(i)
-    pending = list(by_shape.values())
+def _results(jobs: list[_Job], n: int) -> list[float]:
+    """Return a number for each of ``n`` blocks: NaN where no job has it, or one of its matrices is not finite."""
+    results = [math.nan] * n
+    alike: dict[Any, list[_Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.function, *(stack.shape[1:] for stack in job.stacks)), []).append(job)
+    pending = []
+    for (function, *_), group in alike.items():
+        stacks = [torch.cat(column) for column in zip(*(job.stacks for job in group), strict=True)]
+        pending.append(_Job([i for job in group for i in job.blocks], function, stacks))
     while pending:
-        indices = pending.pop()
-        stacks = [torch.stack([rows[i][k] for i in indices]) for k in range(len(columns))]
+        job = pending.pop()
+        finite = torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]).all(0)
+        if not bool(finite.all()):
+            sound = [i for i, is_sound in zip(job.blocks, finite.tolist(), strict=True) if is_sound]
+            job = _Job(sound, job.function, [stack[finite] for stack in job.stacks])
+        if not job.blocks:
+            continue
         try:
-            values = function(*stacks).tolist()
+            values = job.function(*job.stacks).tolist()
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # It did not converge: find out for which, and leave that NaN.
-            pending += [[i] for i in indices] if len(indices) > 1 else []
+            if len(job.blocks) > 1:
+                for k, i in enumerate(job.blocks):
+                    pending.append(_Job([i], job.function, [stack[k : k + 1] for stack in job.stacks]))
             continue
-        for i, value in zip(indices, values, strict=True):
+        for i, value in zip(job.blocks, values, strict=True):
             results[i] = value
     return results
+
+
+def _to_cpu(jobs: list[_Job]) -> list[_Job]:
+    """Move the stacks of all jobs to the CPU in one transfer, but for those that a GPU decomposes faster."""
+    small = [job for job in jobs if max(max(stack.shape[1:]) for stack in job.stacks) < _LARGE]
+    stacks = [stack for job in small for stack in job.stacks]
+    if not stacks or stacks[0].device.type == "cpu":
+        return jobs
+    pieces = torch.cat([stack.flatten() for stack in stacks]).cpu().split([stack.numel() for stack in stacks])
+    moved = iter([piece.view(stack.shape) for piece, stack in zip(pieces, stacks, strict=True)])
+    return [_Job(job.blocks, job.function, [next(moved) for _ in job.stacks]) if job in small else job for job in jobs]
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0].unsqueeze(0)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from optuna_aznas.proxies.blocks import has_children, has_weight
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.weights import Substitute, substituted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class BlockPass:
 
 def run_blocks(
     model: nn.Module,
-    state: dict[str, Tensor],
+    state: Sequence[Substitute],
     inputs: Any,
     blocks: Mapping[str, nn.Module],
     *,
@@ -59,7 +61,7 @@ def run_blocks(
 
     Args:
         model: The model, in the mode in which it should run.
-        state: Parameters and buffers to run it with.
+        state: What to run it with in the place of its parameters and buffers.
         inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
         blocks: The primary blocks by name.
         observe: Called once with each :class:`BlockPass`, the stem's first.
@@ -82,8 +84,8 @@ def run_blocks(
         for name, module in blocks.items():
             handles.append(module.register_forward_pre_hook(tracer.before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(tracer.after(name)))
-        with tracer.counter or nullcontext():
-            output = torch.func.functional_call(model, state, args, kwargs)
+        with substituted(state), tracer.counter or nullcontext():
+            output = model(*args, **kwargs)
     except ProxyEvaluationError:
         raise
     except Exception as error:
@@ -173,19 +175,19 @@ class _Tracer:
         if self.counter is not None:
             macs = self.counter.total - self.macs_before
             self.macs_before = self.counter.total
-        cotangent = gradient = None
-        leaf = feature.detach()
-        with self.counter.paused() if self.counter else nullcontext():
+        with torch._C.DisableTorchFunction():  # what follows is not the model's own work, and not to be counted
+            cotangent = gradient = None
+            leaf = feature.detach()
             if self.draw_cotangent is not None and source is not None:
                 cotangent = self.draw_cotangent(feature)
                 gradient = _product(feature, source, cotangent)
             self.observe(BlockPass(name, module, leaf, cotangent, gradient, macs))
-        self.last = (name, feature.shape)
-        if self.draw_cotangent is not None:
-            leaf.requires_grad_()
-        self.leaf = leaf
-        # A copy, because what follows may work in place, and must not do so on a leaf.
-        handed_on = leaf.clone()
+            self.last = (name, feature.shape)
+            if self.draw_cotangent is not None:
+                leaf.requires_grad_()
+            self.leaf = leaf
+            # A copy, because what follows may work in place, and must not do so on a leaf.
+            handed_on = leaf.clone()
         setattr(handed_on, _LEAF, leaf)
         return handed_on
 
@@ -199,35 +201,79 @@ def _product(feature: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:
     return torch.zeros_like(source) if gradient is None else gradient
 
 
-class _MacCounter(TorchDispatchMode):
-    """Counts multiply-accumulates with the formulas of :mod:`torch.utils.flop_counter`.
+class _MacCounter(TorchFunctionMode):
+    """Counts multiply-accumulates.
 
-    ``FlopCounterMode`` itself also keeps a tree of modules, which makes a forward pass of NAS-Bench-201 four times
-    slower.
+    :class:`torch.utils.flop_counter.FlopCounterMode` sees every operator, at a cost that more than doubles a small
+    network's forward pass. Here layers are counted as they are called, what is known to multiply no matrices
+    passes, and only the rest is looked at operator by operator.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layers = 0
+        self._operators = _OperatorCounter()
+
+    @property
+    def total(self) -> float:
+        return self._layers + self._operators.total
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _WITHOUT_PRODUCTS:
+            return func(*args, **kwargs)
+        if func in _LAYERS and len(args) > 1 and args[1].ndim > 1:
+            out = func(*args, **kwargs)
+            self._layers += out.numel() * args[1].shape[1:].numel()  # each output is a row of the weight times inputs
+            return out
+        with self._operators:
+            return func(*args, **kwargs)
+
+
+class _OperatorCounter(TorchDispatchMode):
+    """Counts multiply-accumulates of every operator with the formulas of :mod:`torch.utils.flop_counter`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0.0
-        self._counting = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self._counting:
-            formula = flop_registry.get(func._overloadpacket)
-            if formula is not None:
-                self.total += formula(*args, **(kwargs or {}), out_val=out) / 2  # a multiply and an add are one
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out) / 2  # a multiply and an add are one
         return out
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._counting = False
-        try:
-            yield
-        finally:
-            self._counting = True
+
+#: Functions whose first two arguments are the input and a weight of shape (outputs, ...).
+_LAYERS = {nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d}
+
+#: Frequent functions and tensor methods without a product of matrices. Leaving one out costs time, nothing else.
+_WITHOUT_PRODUCTS = {
+    getattr(owner, name)
+    for owner, names in {
+        nn.functional: """
+            adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d batch_norm celu dropout dropout2d elu gelu
+            group_norm hardsigmoid hardswish hardtanh instance_norm layer_norm leaky_relu max_pool1d max_pool2d mish pad
+            pixel_shuffle pixel_unshuffle relu relu6 rms_norm selu sigmoid silu softmax softplus tanh
+        """,
+        torch: """
+            add cat chunk div exp flatten mean mul ones_like permute relu relu_ reshape sigmoid softmax split sqrt stack
+            sub sum tanh transpose unsqueeze zeros_like
+        """,
+        Tensor: """
+            __getitem__ __len__ __radd__ __rmul__ __rsub__ add add_ chunk clamp clone contiguous detach dim div div_ exp
+            expand flatten float mean mul mul_ permute relu relu_ reshape sigmoid size softmax split sqrt squeeze sub
+            sub_ sum tanh to transpose type_as unsqueeze view
+        """,
+    }.items()
+    for name in names.split()
+    if hasattr(owner, name)
+} | {getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_cuda", "ndim", "requires_grad", "shape")}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
