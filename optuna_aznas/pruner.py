@@ -25,7 +25,8 @@ class AZNASPruner(BasePruner):
     intermediate values, every decision is handed to ``then``.
 
     A trial survives if its aggregated rank S, taken over the finished scored trials and itself, lies within the best
-    ``keep`` share. A trial without scores is not pruned.
+    ``keep`` share. A trial without scores is not pruned. Under a sampler that improves, as
+    :class:`~optuna_aznas.AZNASSampler` does, more than that share of the later trials survives.
 
     Args:
         keep: The share of architectures that survive, above 0 and at most 1.
