@@ -19,6 +19,8 @@ import optuna_aznas as az
 from tests import reference
 from tests.services import workers
 
+OPTUNA = tuple(int(part) for part in optuna.__version__.split(".")[:2])
+
 SERVER = """
 import sys
 import optuna
@@ -56,7 +58,8 @@ def check(study, n_complete):
     assert [ranked[trial.number] for trial in complete] == pytest.approx(s)
     best = max(range(len(s)), key=lambda i: (round(s[i], 9), -complete[i].number))
     assert az.best_trials(study, 1)[0].number == complete[best].number
-    assert study.best_value == max(trial.value for trial in complete)
+    if OPTUNA >= (4, 5):  # before, Optuna's own query for it fails on PostgreSQL with psycopg 3
+        assert study.best_value == max(trial.value for trial in complete)
     # And the workers evolved: uniform sampling has a mean of 12 in the first proxy.
     assert sum(row[0] for row in table[-30:]) / 30 > 13.5
 
