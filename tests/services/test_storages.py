@@ -147,11 +147,13 @@ def test_grpc_proxy_in_front_of_postgresql(postgres_storage, missing):
         server.wait(timeout=30)
 
 
+@pytest.mark.crash
 @pytest.mark.postgres
 def test_killed_workers_on_postgresql(postgres_storage):
     crash("url", postgres_storage)
 
 
+@pytest.mark.crash
 @pytest.mark.skipif(
     "grace_period" not in inspect.signature(journal.JournalFileSymlinkLock).parameters,
     reason="in this Optuna the lock of a killed worker is never released",
