@@ -15,6 +15,7 @@ import argparse
 from urllib.parse import urlsplit
 
 import optuna
+import torch
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryFailedTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--study", default="nb201")
     parser.add_argument("--trials", type=int, default=100, help="how many this worker is to score")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the workers are what runs in parallel; threads of all of them would hinder each other
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), seed=0)  # the same seed everywhere: scores are compared
     study = az.create_study(study_name=arguments.study, storage=open_storage(arguments.storage), load_if_exists=True)
     study.optimize(lambda trial: evaluator(az.spaces.nas_bench_201(trial)), n_trials=arguments.trials)
