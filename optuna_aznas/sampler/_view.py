@@ -93,9 +93,11 @@ class StudyView:
     def claim(self, trial: FrozenTrial, architecture: Mapping[str, Any]) -> bool:
         """Write into the study that ``trial`` is to have this architecture; whether no other trial is to have it."""
         description = describe(architecture)
+        was_known = description in self._known
         self.study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL_KEY, description)
         self.update(trial)
-        return description not in self._proposed
+        # The other trial may have been proposed, run and finished since this one's candidate was drawn.
+        return description not in self._proposed and (was_known or description not in self._known)
 
     def _space_of(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the distributions of a trial's architecture, with choices as they are now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 from collections import Counter
 
@@ -102,8 +103,9 @@ def test_two_workers_that_draw_the_same_at_the_same_moment():
             study.tell(number, state=TrialState.FAIL)
 
 
-def test_a_claim_is_checked_after_it_was_written():
-    """The other worker's proposal appears between ours being drawn and being written."""
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_claim_is_checked_after_it_was_written(finished):
+    """The other worker's proposal appears between ours being drawn and being written; or its trial even finishes."""
     sampler = az.AZNASSampler(seed=0, n_startup_trials=5)
     study = new_study(sampler)
     study.optimize(objective, n_trials=20)
@@ -116,7 +118,12 @@ def test_a_claim_is_checked_after_it_was_written():
         def set_trial_system_attr(self, trial_id, key, value):
             if key == "aznas:proposal" and not claimed:
                 claimed.append(value)
-                super().set_trial_system_attr(rival.ask()._trial_id, key, value)
+                if finished:
+                    params = {name: ast.literal_eval(choice) for name, choice in value.items()}
+                    space = dict.fromkeys(params, CategoricalDistribution(CHOICES))
+                    study.add_trial(create_trial(params=params, distributions=space, values=scores_of(params)))
+                else:
+                    super().set_trial_system_attr(rival.ask()._trial_id, key, value)
             super().set_trial_system_attr(trial_id, key, value)
 
     study._storage.__class__ = Race
