@@ -41,7 +41,6 @@ class StudyHistory:
         self._value_names: tuple[str, ...] | None = None  # asked of the storage once
         self._recorded = False  # whether scores come from record rather than from objective values
         self._odd: set[frozenset[str]] = set()  # sets of proxies that were warned of
-        self.n_finished = 0  # trials of the study, scored or not
         self._clear()
 
     @classmethod
@@ -71,7 +70,6 @@ class StudyHistory:
         """
         with self._lock:
             finished, unfinished = self._reader.read(study, own)
-            self.n_finished += len(finished)
             if not self._recorded and any(recorded_scores(trial) is not None for trial in finished):
                 # From here on objective values are objectives; what was read of them before is no score.
                 self._recorded = True

@@ -91,9 +91,8 @@ class RankHistory:
         (new,) = as_table(np.asarray(row, dtype=np.float64)[np.newaxis])
         rows = self._table[first : self._n]
         ranks = self._ranks(rows) + (rows > new) + 0.5 * (rows == new)
-        own = (
-            self._ranks(new[np.newaxis]) + 0.5
-        )  # where it ties, it shares; where not, it lies above all that are lower
+        # Once added it shares the rank of those it ties with; if there are none, it lies above all that are lower.
+        own = self._ranks(new[np.newaxis]) + 0.5
         return float(sum_log_ranks(own, self._n + 1)[0]), sum_log_ranks(ranks, self._n + 1)
 
     def _ranks(self, rows: _Floats) -> _Floats:

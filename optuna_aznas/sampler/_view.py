@@ -55,7 +55,7 @@ class StudyView:
     def update(self, own: FrozenTrial) -> None:
         """Read what is new in the study, on behalf of a running trial."""
         finished, unfinished = self.history.update(self.study, own)
-        self._proposed = [expected_architecture(trial) for trial in unfinished if trial.number != own.number]
+        self._proposed = [_expected(trial) for trial in unfinished if trial.number != own.number]
         for trial in finished:
             self._known.add(trial)
             if ARCHITECTURE_KEY in trial.user_attrs:
@@ -82,13 +82,11 @@ class StudyView:
 
     def holds(self, architecture: Mapping[str, Any]) -> bool:
         """Whether the study has this architecture, finished, running or waiting."""
-        description = describe(architecture)
-        return description in self._known or description in self._proposed
+        return self._holds(describe(architecture))
 
     def completes_known(self, trial: FrozenTrial, name: str, value: Any) -> bool:
         """Whether one more parameter makes a running trial's architecture one that the study has."""
-        description = {**expected_architecture(trial), name: repr(value)}
-        return description in self._known or description in self._proposed
+        return self._holds({**_expected(trial), **describe({name: value})})
 
     def claim(self, trial: FrozenTrial, architecture: Mapping[str, Any]) -> bool:
         """Write into the study that ``trial`` is to have this architecture; whether no other trial is to have it."""
@@ -99,10 +97,12 @@ class StudyView:
         # The other trial may have been proposed, run and finished since this one's candidate was drawn.
         return description not in self._proposed and (was_known or description not in self._known)
 
+    def _holds(self, description: Description) -> bool:
+        return description in self._known or description in self._proposed
+
     def _space_of(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the distributions of a trial's architecture, with choices as they are now."""
-        names = architecture_names(trial)
-        space = {name: trial.distributions[name] for name in names}
+        space = {name: trial.distributions[name] for name in architecture_names(trial)}
         return {n: self._choices[n] if isinstance(d, CategoricalDistribution) else d for n, d in space.items()}
 
 
@@ -114,7 +114,7 @@ def fixed_params(study: Study, trial: FrozenTrial, names: Mapping[str, Any]) -> 
     return {name: value for name, value in fixed.items() if name in names}
 
 
-def expected_architecture(trial: FrozenTrial) -> Description:
+def _expected(trial: FrozenTrial) -> Description:
     """Return the architecture that an unfinished trial has, or is to have, as far as it is known."""
     if ARCHITECTURE_KEY in trial.user_attrs:
         return describe({name: trial.params[name] for name in architecture_names(trial)})
