@@ -3,6 +3,15 @@
 from optuna_aznas.proxies.aznas import BlockScores
 from optuna_aznas.proxies.blocks import find_blocks
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.evaluator import DEFAULT, ProxyEvaluator, ProxyScores
+from optuna_aznas.proxies.evaluator import ALL_PROXIES, DEFAULT, ProxyEvaluator
+from optuna_aznas.proxies.scores import ProxyScores
 
-__all__ = ["DEFAULT", "BlockScores", "ProxyEvaluationError", "ProxyEvaluator", "ProxyScores", "find_blocks"]
+__all__ = [
+    "ALL_PROXIES",
+    "DEFAULT",
+    "BlockScores",
+    "ProxyEvaluationError",
+    "ProxyEvaluator",
+    "ProxyScores",
+    "find_blocks",
+]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class BlockPass:
         cotangent: v, shaped as ``feature``, for the product; ``None`` for the stem or where none was asked for.
         gradient: ``J^T v``, shaped as the feature that the block started from; zeros where no gradient path exists.
         macs: Multiply-accumulates of the whole batch since the feature before.
+        product: Takes another cotangent and returns its ``J^T v``; only while the pass is observed. ``None`` where
+            ``gradient`` is.
     """
 
     name: str
@@ -45,6 +48,7 @@ class BlockPass:
     cotangent: Tensor | None
     gradient: Tensor | None
     macs: float
+    product: Callable[[Tensor], Tensor] | None = None
 
 
 def run_blocks(
@@ -75,30 +79,54 @@ def run_blocks(
         ProxyEvaluationError: The forward failed, a block or the model gave no tensor, or a block ran twice.
     """
     tracer = _Tracer(inputs, observe, draw_cotangent, _MacCounter() if count_macs else None)
-    if isinstance(inputs, Mapping):
-        args, kwargs = (), dict(inputs)
-    else:
-        args, kwargs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}
     handles = []
     try:
         for name, module in blocks.items():
             handles.append(module.register_forward_pre_hook(tracer.before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(tracer.after(name)))
-        with substituted(state), tracer.counter or nullcontext():
+        with substituted(state):
+            call_model(model, inputs, tracer.counter, last=lambda: tracer.last)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tracer.counter.total if tracer.counter else 0.0
+
+
+def call_model(
+    model: nn.Module,
+    inputs: Any,
+    mode: AbstractContextManager[Any] | None = None,
+    *,
+    last: Callable[[], tuple[str, torch.Size] | None] = lambda: None,
+) -> Any:
+    """Return what the model makes of a batch.
+
+    Args:
+        model: The model.
+        inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
+        mode: What to run it in.
+        last: Names the block that ran last and the shape of its output, for the message.
+
+    Raises:
+        ProxyEvaluationError: The forward failed, or gave no tensor.
+    """
+    if isinstance(inputs, Mapping):
+        args, kwargs = (), dict(inputs)
+    else:
+        args, kwargs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}
+    try:
+        with mode or nullcontext():
             output = model(*args, **kwargs)
     except ProxyEvaluationError:
         raise
     except Exception as error:
-        raise _explain(error, model, inputs, tracer.last) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+        raise _explain(error, model, inputs, last()) from error
     if next(tensors_in(output), None) is None:
         raise ProxyEvaluationError(
             f"{type(model).__name__}.forward returned {type(output).__name__} without a tensor in it. "
             "It must return its output tensor (or a tuple, list, mapping or dataclass that holds one)."
         )
-    return tracer.counter.total if tracer.counter else 0.0
+    return output
 
 
 #: On a tensor that was handed on: the leaf that it is a copy of.
@@ -176,12 +204,13 @@ class _Tracer:
             macs = self.counter.total - self.macs_before
             self.macs_before = self.counter.total
         with torch._C.DisableTorchFunction():  # what follows is not the model's own work, and not to be counted
-            cotangent = gradient = None
+            cotangent = gradient = product = None
             leaf = feature.detach()
             if self.draw_cotangent is not None and source is not None:
                 cotangent = self.draw_cotangent(feature)
-                gradient = _product(feature, source, cotangent)
-            self.observe(BlockPass(name, module, leaf, cotangent, gradient, macs))
+                product = partial(_product, feature, source)
+                gradient = product(cotangent)
+            self.observe(BlockPass(name, module, leaf, cotangent, gradient, macs, product))
             self.last = (name, feature.shape)
             if self.draw_cotangent is not None:
                 leaf.requires_grad_()
