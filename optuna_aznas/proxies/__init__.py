@@ -2,6 +2,7 @@
 
 from optuna_aznas.proxies.aznas import BlockScores
 from optuna_aznas.proxies.blocks import find_blocks
+from optuna_aznas.proxies.diagnose import BlockDiagnosis, Diagnosis, diagnose
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.evaluator import ALL_PROXIES, DEFAULT, ProxyEvaluator
 from optuna_aznas.proxies.scores import ProxyScores
@@ -9,9 +10,12 @@ from optuna_aznas.proxies.scores import ProxyScores
 __all__ = [
     "ALL_PROXIES",
     "DEFAULT",
+    "BlockDiagnosis",
     "BlockScores",
+    "Diagnosis",
     "ProxyEvaluationError",
     "ProxyEvaluator",
     "ProxyScores",
+    "diagnose",
     "find_blocks",
 ]
