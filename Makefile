@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: env demo test test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed clean
+# Tests that need more than the package and its test requirements, by their pytest marks.
+MARKED := postgres or redis or browser or crash
+
+.PHONY: env demo test test-services test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed clean
 
 env: $(VENV)/.installed
 
@@ -22,12 +25,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: env
 	$(BIN)/python examples/search_nas_bench_201.py
 
+# All that runs anywhere.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ($(MARKED))"
 
-# As `make test`, but what needs PostgreSQL, Redis or Chromium must run.
-test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --require-services
+# The rest: PostgreSQL, Redis and Chromium must be there, and none of it may be skipped.
+test-services: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --require-services -m "$(MARKED)"
+
+test-all: test test-services
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
