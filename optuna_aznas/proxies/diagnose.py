@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES, BlockScores
-from optuna_aznas.proxies.evaluator import ProxyEvaluator, ProxyScores
+from optuna_aznas.proxies.evaluator import ProxyEvaluator
+from optuna_aznas.proxies.scores import ProxyScores
 
 #: A block's t = 2 - sigma - 1/sigma is below this where sigma lies outside 0.5 to 2: a block that halves or doubles
 #: gradients. Ten such blocks in a row make a factor of a thousand. Blocks of networks that train well lie within: a
