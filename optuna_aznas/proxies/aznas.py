@@ -57,7 +57,7 @@ class BlockScores:
         shape: Shape of the block's output f_l for one sample, without the batch dimension.
         entropy: Entropy e_l of the normalised eigenvalues of the output's channel covariance, in nats, between 0 and
             log(channels); NaN where the output is constant or not finite.
-        step: ``e_l - e_{l-1}``; NaN for the stem.
+        step: ``e_l - e_{l-1}``, against the feature that the block started from; NaN for a stem.
         spectral_norm: sigma, the largest singular value of the block's mean Jacobian; NaN for the stem.
         trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem, ``-inf`` for an identity in
             a CNN.
@@ -92,7 +92,7 @@ class AZNASObserver:
         self._entropy = entropy
         self._jacobian = jacobian
         self._skip_identities = skip_identities
-        self._passes: list[tuple[str, tuple[int, ...], float]] = []
+        self._passes: list[tuple[str, tuple[int, ...], float, int | None]] = []
         # What waits to be reduced: the matrices of each block that a reduction takes.
         self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}
         self._waiting_bytes = 0
@@ -102,8 +102,9 @@ class AZNASObserver:
 
     def __call__(self, block: BlockPass) -> None:
         i, feature = len(self._passes), block.feature
-        first = channels_first(feature, block.module)
-        self._passes.append((block.name, tuple(feature.shape[1:]), block.macs / feature.shape[0]))
+        first = block.channels_first
+        macs = block.macs / feature.shape[0]
+        self._passes.append((block.name, tuple(feature.shape[1:]), macs, block.previous))
         if self._entropy:
             self._wait(self._reduce_features, i, position_rows(feature, first))
         if block.gradient is not None and block.cotangent is not None:
@@ -159,7 +160,7 @@ class AZNASObserver:
         differ = _results(jobs[n_entropies + n_sigmas :], n)
         with_sigma = {i for job in self._sigmas for i in job.blocks}
         blocks: list[BlockScores] = []
-        for i, (name, shape, macs) in enumerate(self._passes):
+        for i, (name, shape, macs, previous) in enumerate(self._passes):
             sigma = sigmas[i]
             if differ[i] == 0.0:
                 trainability = math.nan if self._skip_identities else -math.inf
@@ -167,7 +168,7 @@ class AZNASObserver:
                 trainability = -math.inf
             else:
                 trainability = 2.0 - sigma - 1.0 / (sigma + _EPS_SIGMA)
-            step = entropies[i] - entropies[i - 1] if i else math.nan
+            step = entropies[i] - entropies[previous] if previous is not None else math.nan
             blocks.append(BlockScores(name, shape, entropies[i], step, sigma, trainability, macs))
         return blocks
 
@@ -179,23 +180,16 @@ def expressivity(blocks: list[BlockScores]) -> float:
 
 def progressivity(blocks: list[BlockScores]) -> float:
     """Smallest step of entropy from block to block, in nats. NaN if any is."""
-    steps = [block.step for block in blocks[1:]]
-    return math.nan if any(map(math.isnan, steps)) else min(steps)
+    if any(math.isnan(block.entropy) for block in blocks):
+        return math.nan
+    steps = [block.step for block in blocks[1:] if not math.isnan(block.step)]  # a second stem has none
+    return min(steps) if steps else math.nan
 
 
 def trainability(blocks: list[BlockScores]) -> float:
     """Mean of ``2 - sigma - 1/(sigma + 1e-6)`` over the blocks, at most 0."""
     scores = [block.trainability for block in blocks[1:] if not math.isnan(block.trainability)]
     return sum(scores) / len(scores) if scores else math.nan
-
-
-def channels_first(feature: Tensor, module: nn.Module) -> bool:
-    """Whether dimension 1 holds a feature's channels: images and volumes (B, C, H, W[, D]), and (B, C, L) after 1-D
-    convolutions. Tokens (B, N, C) and vectors (B, C) have them last.
-    """
-    if feature.ndim == 3:
-        return any(isinstance(m, nn.Conv1d | nn.ConvTranspose1d | nn.BatchNorm1d) for m in module.modules())
-    return feature.ndim > 3
 
 
 def position_rows(feature: Tensor, first: bool) -> Tensor:

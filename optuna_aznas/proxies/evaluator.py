@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, get_args
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optuna_aznas.proxies import aznas
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES, AZNASObserver, BlockScores, Jacobian
-from optuna_aznas.proxies.blocks import BlockChoice, find_blocks
+from optuna_aznas.proxies.blocks import BlockChoice, BlockPlan, candidates, plan_blocks
 from optuna_aznas.proxies.classic import CLASSIC_PROXIES, ClassicProxies
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.nested import map_tensors, tensors_in
 from optuna_aznas.proxies.scores import ProxyScores
 from optuna_aznas.proxies.state import scoring_mode
-from optuna_aznas.proxies.trace import BlockPass, map_tensors, run_blocks, tensors_in
+from optuna_aznas.proxies.trace import BlockPass, PassReport, run_blocks
 from optuna_aznas.proxies.transformer import (
     TRANSFORMER_PROXIES,
     AttentionObserver,
@@ -28,6 +30,7 @@ from optuna_aznas.proxies.transformer import (
     constant_batch,
 )
 from optuna_aznas.proxies.weights import Substitute, is_transformer, substitute_state
+from optuna_aznas.proxies.wholegraph import NotFoundError, run_whole
 
 #: The proxies that are computed unless others are named.
 DEFAULT = AZNAS_PROXIES
@@ -40,6 +43,13 @@ _BLOCK_PROXIES = {*AZNAS_PROXIES, *TRANSFORMER_PROXIES}
 
 #: Fewest signs to draw at once.
 _POOL = 2**20
+
+#: How blocks were found.
+FROM_TREE = "found in the tree of modules"
+FROM_RUN = "found by running the model: tensors through which everything passes"
+
+#: Scores by proxy, the blocks, and how these were found.
+_Outcome: TypeAlias = tuple[dict[str, float], list[BlockScores], str]
 
 _INITS = ("auto", "kaiming", "trunc_normal", None)
 
@@ -157,12 +167,13 @@ class ProxyEvaluator:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         start = time.perf_counter()
-        blocks = find_blocks(model, self.blocks) if self._wants(_BLOCK_PROXIES) else {}
+        plan = plan_blocks(model, self.blocks) if self._wants(_BLOCK_PROXIES) else None
         modules = dict(model.named_modules())
         _check_replaceable(modules)
-        runs = [self._score_once(model, modules, blocks, repeat) for repeat in range(self.repeats)]
-        values = [sum(scores[name] for scores, _ in runs) / self.repeats for name in self.proxies]
-        return ProxyScores(values, names=self.proxies, blocks=runs[0][1], seconds=time.perf_counter() - start)
+        runs = [self._score_once(model, modules, plan, repeat) for repeat in range(self.repeats)]
+        values = [sum(scores[name] for scores, *_ in runs) / self.repeats for name in self.proxies]
+        _, blocks, how = runs[0]
+        return ProxyScores(values, names=self.proxies, blocks=blocks, how=how, seconds=time.perf_counter() - start)
 
     def _wants(self, *names: str | set[str]) -> bool:
         """Whether any of these proxies was named."""
@@ -171,32 +182,32 @@ class ProxyEvaluator:
         )
 
     def _score_once(
-        self, model: nn.Module, modules: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module], repeat: int
-    ) -> tuple[dict[str, float], list[BlockScores]]:
+        self, model: nn.Module, modules: Mapping[str, nn.Module], plan: BlockPlan | None, repeat: int
+    ) -> _Outcome:
         transformer = is_transformer(modules.values())
         if not transformer:
             try:
-                return self._run(model, modules, blocks, repeat, transformer, streamlined=True)
+                return self._run(model, modules, plan, repeat, transformer, streamlined=True)
             except ProxyEvaluationError:
                 pass  # perhaps the model needs what was left out: see _run
-        return self._run(model, modules, blocks, repeat, transformer, streamlined=False)
+        return self._run(model, modules, plan, repeat, transformer, streamlined=False)
 
     def _run(
         self,
         model: nn.Module,
         modules: Mapping[str, nn.Module],
-        blocks: Mapping[str, nn.Module],
+        plan: BlockPlan | None,
         repeat: int,
         transformer: bool,
         *,
         streamlined: bool,
-    ) -> tuple[dict[str, float], list[BlockScores]]:
+    ) -> _Outcome:
         """Score a model with the draws of one repeat.
 
         Args:
             model: The model.
             modules: All its modules by name.
-            blocks: Its primary blocks by name.
+            plan: Where to look for its features, if at all.
             repeat: The number of the repeat.
             transformer: Whether it is scored as a transformer.
             streamlined: Keep images and kernels with their channels last in memory, where pooling and normalisation on
@@ -212,6 +223,7 @@ class ProxyEvaluator:
             init = "trunc_normal" if transformer else "kaiming"
         scores: dict[str, float] = {}
         block_scores: list[BlockScores] = []
+        how = ""
         with scoring_mode(modules.values(), training=not transformer, seed=mode_seed >> 1, device=self.device):
             state = substitute_state(
                 modules.items(),
@@ -223,8 +235,10 @@ class ProxyEvaluator:
             )
             drawn = self._generator(noise)
             batch = self._batch(drawn, state, channels_last=streamlined)
-            if self._wants(_BLOCK_PROXIES):
-                scores, block_scores = self._block_proxies(model, state, batch, blocks, cotangents, tokens, transformer)
+            if plan is not None:
+                scores, block_scores, how = self._block_proxies(
+                    model, state, batch, plan, cotangents, tokens, transformer, last_try=not streamlined
+                )
             if self._wants(set(CLASSIC_PROXIES)):
                 classic = ClassicProxies(
                     model,
@@ -234,55 +248,71 @@ class ProxyEvaluator:
                     self._generator(labels),
                 )
                 scores |= classic.compute(set(self.proxies) & set(CLASSIC_PROXIES))
-        return scores, block_scores
+        return scores, block_scores, how
 
     def _block_proxies(
         self,
         model: nn.Module,
         state: Sequence[Substitute],
         batch: Any,
-        blocks: Mapping[str, nn.Module],
+        plan: BlockPlan,
         cotangents: int,
         tokens: int,
         transformer: bool,
-    ) -> tuple[dict[str, float], list[BlockScores]]:
+        *,
+        last_try: bool,
+    ) -> _Outcome:
         """Return what is named of the proxies that look at blocks, from one forward and one backward pass.
+
+        Where the module tree does not tell the blocks, the model is run as a whole; where it seemed to, but the blocks
+        turn out not to be handed one another's outputs, it is run once more.
 
         Args:
             model: The model.
             state: What it is run with in the place of its parameters and buffers.
             batch: What it is run on.
-            blocks: Its primary blocks by name.
+            plan: Where to look for its features.
             cotangents: Seed of the cotangents.
             tokens: Seed of the tokens that :class:`TokenInteractionObserver` looks at.
             transformer: Whether it is scored as a transformer.
+            last_try: Whether a model that fails to run as a whole is not tried again in another way.
         """
-        observer = AZNASObserver(
-            entropy=self._wants("expressivity", "progressivity"),
-            jacobian=self.jacobian,
-            skip_identities=transformer,
-        )
-        samples = next(tensors_in(batch)).shape[0]
-        attention = AttentionObserver(samples) if self._wants("attention") else None
-        interaction = TokenInteractionObserver(self._generator(tokens)) if self._wants("token_interaction") else None
-        products = self._wants("trainability", "token_interaction")
-        with _watched(attention):
-            macs = run_blocks(
-                model,
-                state,
-                batch,
-                blocks,
-                observe=observer if interaction is None else _both(observer, interaction),
-                draw_cotangent=_rademacher(self._generator(cotangents)) if products else None,
-                count_macs=self._wants("complexity"),
-            )
-        found = observer.finish()
+
+        def at_modules() -> _BlockPass:
+            return self._pass(partial(run_blocks, blocks=plan.blocks, split=plan.split), *common)
+
+        def as_a_whole() -> _BlockPass:
+            return self._pass(run_whole, *common)
+
+        common = model, state, batch, cotangents, tokens, transformer
+        if not plan.automatic:
+            done, how = at_modules(), "named by blocks="
+        elif plan.trusted:
+            done, how = at_modules(), FROM_TREE
+            if not done.report.connected or len(done.blocks) < 2:
+                with suppress(ProxyEvaluationError):  # then what the tree says is the best there is
+                    done, how = as_a_whole(), FROM_RUN
+        else:
+            try:
+                done, how = as_a_whole(), FROM_RUN
+            except ProxyEvaluationError as error:
+                if len(plan.blocks) < 2 and isinstance(error, NotFoundError):
+                    raise ProxyEvaluationError(
+                        f"No blocks found in {type(model).__name__}: it has no repeated units and fewer than two "
+                        f"layers with weights below its head, and {error}. {candidates(model)}"
+                    ) from None
+                if len(plan.blocks) < 2 or not (last_try or isinstance(error, NotFoundError)):
+                    raise
+                done, how = at_modules(), FROM_TREE
+        found = done.blocks
         if len(found) < 2:
             ran = f"only {found[0].name!r} ran" if found else "none of them ran"
+            names = ", ".join(map(repr, plan.blocks))
             raise ProxyEvaluationError(
-                f"{type(model).__name__} shows fewer than two features: of its blocks ({', '.join(map(repr, blocks))}) "
+                f"{type(model).__name__} shows fewer than two features: of its blocks ({names}) "
                 f"{ran}, and there was no stem before. Name two or more blocks with ProxyEvaluator(blocks=[...])."
             )
+        samples = next(tensors_in(batch)).shape[0]
         isotropic = transformer and len({block.shape for block in found}) == 1
         compute: dict[str, Callable[[], float]] = {
             "expressivity": lambda: aznas.expressivity(found),
@@ -290,19 +320,47 @@ class ProxyEvaluator:
             "trainability": lambda: (
                 0.0 if isotropic and self.jacobian == "least-squares" else aznas.trainability(found)
             ),
-            "complexity": lambda: macs / samples,
+            "complexity": lambda: done.report.macs / samples,
         }
-        if attention is not None:
-            compute["attention"] = attention.score
-        if interaction is not None:
-            compute["token_interaction"] = interaction.score
+        if done.attention is not None:
+            compute["attention"] = done.attention.score
+        if done.interaction is not None:
+            compute["token_interaction"] = done.interaction.score
         if self._wants("position"):
             position = PositionObserver(image=next(tensors_in(batch)).ndim == 4)
-            run_blocks(
-                model, state, constant_batch(batch), blocks, observe=position, draw_cotangent=None, count_macs=False
-            )
+            done.run(model, state, constant_batch(batch), observe=position, draw_cotangent=None, count_macs=False)
             compute["position"] = position.score
-        return {name: compute[name]() for name in self.proxies if name in compute}, found
+        return {name: compute[name]() for name in self.proxies if name in compute}, found, how
+
+    def _pass(
+        self,
+        run: Callable[..., PassReport],
+        model: nn.Module,
+        state: Sequence[Substitute],
+        batch: Any,
+        cotangents: int,
+        tokens: int,
+        transformer: bool,
+    ) -> _BlockPass:
+        """Run a model with fresh observers."""
+        observer = AZNASObserver(
+            entropy=self._wants("expressivity", "progressivity"),
+            jacobian=self.jacobian,
+            skip_identities=transformer,
+        )
+        attention = AttentionObserver(next(tensors_in(batch)).shape[0]) if self._wants("attention") else None
+        interaction = TokenInteractionObserver(self._generator(tokens)) if self._wants("token_interaction") else None
+        products = self._wants("trainability", "token_interaction")
+        with _watched(attention):
+            report = run(
+                model,
+                state,
+                batch,
+                observe=observer if interaction is None else _both(observer, interaction),
+                draw_cotangent=_rademacher(self._generator(cotangents)) if products else None,
+                count_macs=self._wants("complexity"),
+            )
+        return _BlockPass(run, report, observer.finish(), attention, interaction)
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed >> 1)  # torch takes 63 bits
@@ -325,6 +383,16 @@ class ProxyEvaluator:
             ),
             self.inputs,
         )
+
+
+class _BlockPass(NamedTuple):
+    """One pass and what was seen in it."""
+
+    run: Callable[..., PassReport]
+    report: PassReport
+    blocks: list[BlockScores]
+    attention: AttentionObserver | None
+    interaction: TokenInteractionObserver | None
 
 
 def _watched(attention: AttentionObserver | None) -> AbstractContextManager[Any]:

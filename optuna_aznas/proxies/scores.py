@@ -19,6 +19,7 @@ class ProxyScores(tuple[float, ...]):
         blocks: A :class:`~optuna_aznas.proxies.BlockScores` for the stem and each block, in the order of execution
             (of the first repeat, where there are several).
         seconds: Wall-clock time of the evaluation.
+        how: How the blocks were chosen, in words; empty where none were.
 
     Example:
         >>> scores = ProxyScores([57.1, 0.2], names=["expressivity", "progressivity"])
@@ -31,6 +32,7 @@ class ProxyScores(tuple[float, ...]):
     names: tuple[str, ...]
     blocks: tuple[BlockScores, ...]
     seconds: float
+    how: str
 
     def __new__(
         cls,
@@ -39,6 +41,7 @@ class ProxyScores(tuple[float, ...]):
         names: Sequence[str],
         blocks: Iterable[BlockScores] = (),
         seconds: float = math.nan,
+        how: str = "",
     ) -> ProxyScores:
         scores = super().__new__(cls, (-math.inf if math.isnan(value) else float(value) for value in values))
         if len(names) != len(scores):
@@ -46,6 +49,7 @@ class ProxyScores(tuple[float, ...]):
         scores.names = tuple(names)
         scores.blocks = tuple(blocks)
         scores.seconds = seconds
+        scores.how = how
         return scores
 
     def as_dict(self) -> dict[str, float]:
@@ -61,10 +65,10 @@ class ProxyScores(tuple[float, ...]):
         return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.as_dict().items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds)
+        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds, self.how)
 
 
 def _restore_scores(
-    values: tuple[float, ...], names: tuple[str, ...], blocks: tuple[BlockScores, ...], seconds: float
+    values: tuple[float, ...], names: tuple[str, ...], blocks: tuple[BlockScores, ...], seconds: float, how: str
 ) -> ProxyScores:
-    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds)
+    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds, how=how)

@@ -19,7 +19,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optuna_aznas.proxies.aznas import channels_first
 from optuna_aznas.proxies.trace import BlockPass, map_tensors
 
 #: Names of the proxies.
@@ -116,7 +115,7 @@ class TokenInteractionObserver:
         g, v = block.gradient, block.cotangent
         if g is None or v is None or block.product is None or g.ndim < 3 or g.ndim != v.ndim:
             return
-        channels = 1 if channels_first(block.feature, block.module) else -1
+        channels = 1 if block.channels_first else -1
         positions = list(v.shape)
         positions[channels] = 1
         if [size for i, size in enumerate(g.shape) if i != channels % g.ndim] != [
@@ -159,7 +158,7 @@ class PositionObserver:
         feature = block.feature[0].detach().double()
         if feature.ndim < 2:
             return
-        if channels_first(block.feature, block.module):
+        if block.channels_first:
             feature = feature.movedim(0, -1)
         grid, tokens = list(feature.shape[:-1]), feature.flatten(0, -2)
         if len(grid) == 1 and self._image:

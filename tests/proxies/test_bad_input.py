@@ -163,8 +163,22 @@ def test_a_block_that_runs_twice():
         def forward(self, x):
             return self.last(self.block(self.block(self.stem(x))))
 
-    with pytest.raises(ProxyEvaluationError, match=r"'block'.* ran twice"):
-        evaluate_untouched(Twice())
+    twice = evaluate_untouched(Twice(), blocks=["stem", "block", "last"])
+    assert [b.name for b in twice.blocks] == ["stem", "block", "block (call 2)", "last"]
+    assert min(b.spectral_norm for b in twice.blocks[1:]) > 0.1
+
+
+def test_a_block_that_calls_itself():
+    class Recursive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x, depth=2):
+            return self(self.conv(x), depth - 1) if depth else x
+
+    with pytest.raises(ProxyEvaluationError, match=r"Block '1' \(Recursive\) calls itself"):
+        evaluate_untouched(nn.Sequential(stem(), Recursive(), block()), blocks=["0", "1", "2"])
 
 
 def test_lazy_and_meta_parameters():

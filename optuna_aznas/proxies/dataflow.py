@@ -1,0 +1,183 @@
+"""Where everything that a model computes passes through one tensor.
+
+The autograd graph of a forward pass says which results depend on which. A node through which every path from an input
+to the output leads is a *cut vertex*: between two of them lies a piece of the network with one input and one output,
+which is what a block is. In a residual network the sum of shortcut and branch is one, and nothing inside a branch is;
+in a plain chain every layer is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
+
+#: A node of the autograd graph.
+Node: TypeAlias = Any
+
+#: Products with weights, or of activations with each other: what a block does its work with.
+_PRODUCT = re.compile(
+    r"^(Addmm|Mm|Bmm|Baddbmm|Addbmm|Mv|Addmv|Linear|Bilinear|\w*Convolution\w*|SlowConv\w*|ConvDepthwise\w*|ScaledDotProduct\w*"
+    r"|\w*Rnn\w*|\w*Lstm\w*|\w*Gru\w*|EmbeddingBag|Fft\w*)Backward"
+)
+
+#: What joins a shortcut and a branch.
+_SUM = re.compile(r"^(Add|Sub|Addcmul|Lerp)Backward")
+
+#: What merges branches into one feature. A product of two branches is none: that is a gate, or attention.
+_MERGE = re.compile(
+    r"^(Add|Sub|Addcmul|Lerp|Cat|Stack|Maximum|Mean|Sum|NativeLayerNorm|NativeGroupNorm|NativeBatchNorm)"
+)
+
+#: A piece that holds more than this share of all products is opened, if all its work lies on one path.
+_DOMINANT, _FEW_PRODUCTS = 0.5, 6
+
+
+def is_product(node: Node) -> bool:
+    """Whether a node multiplies matrices or convolves."""
+    return _PRODUCT.match(node.name()) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What lies between two neighbouring cut vertices.
+
+    Attributes:
+        start: The cut vertex before.
+        end: The cut vertex behind, which belongs to the piece.
+        products: How many products of matrices it holds.
+        branches: Whether there is more in it than ``end``.
+        residual: Whether it is the sum of a path with products and one without.
+        merges: Whether ``end`` merges branches into one feature.
+    """
+
+    start: Node
+    end: Node
+    products: int
+    branches: bool
+    residual: bool
+    merges: bool
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether the piece is a block of branches, as against a single layer."""
+        return self.products > 0 and self.branches and self.merges
+
+
+class Graph:
+    """The part of an autograd graph between some sources and an output.
+
+    Args:
+        output: The node that ends it.
+        sources: The nodes that begin it; what does not depend on them is left out.
+    """
+
+    def __init__(self, output: Node, sources: Collection[Node]) -> None:
+        self.order = _topological(output, set(sources))
+        self.position = {node: i for i, node in enumerate(self.order)}
+        self.before: list[list[int]] = []
+        for node in self.order:
+            given = {self.position[p] for p, _ in node.next_functions if p in self.position and node not in sources}
+            self.before.append(sorted(given))
+        self.product = [is_product(node) for node in self.order]
+
+    def chain(self, *, open_dominant: bool = False) -> list[Piece]:
+        """Return the pieces from the sources to the output, in order.
+
+        Args:
+            open_dominant: Open a piece that holds most of the network's products, if but for a shortcut
+                around it all work lies on one path, as in a U-Net.
+        """
+        if not self.order:
+            return []
+        everything = list(range(len(self.order)))
+        return self._pieces(everything, sum(self.product) if open_dominant else None)
+
+    def _pieces(self, members: Sequence[int], total: int | None) -> list[Piece]:
+        """Split a part of the graph, given by positions in topological order with one last, at its cut vertices."""
+        inside = set(members)
+        last_use = dict.fromkeys(members, -1)
+        for i in members:
+            for p in self.before[i]:
+                if p in inside:
+                    last_use[p] = i
+        cuts, furthest, roots = [], -1, sum(1 for i in members if not inside.intersection(self.before[i]))
+        begun = 0
+        for i in members:
+            begun += not inside.intersection(self.before[i])
+            if furthest <= i and begun == roots:
+                cuts.append(i)
+            furthest = max(furthest, last_use[i])
+        pieces = []
+        index = {i: k for k, i in enumerate(members)}
+        for a, b in itertools.pairwise(cuts):
+            interior = members[index[a] + 1 : index[b]]
+            opened = self._opened(a, interior, b, total) if total is not None and interior else None
+            pieces += opened or [self._piece(a, interior, b)]
+        return pieces
+
+    def _piece(self, a: int, interior: Sequence[int], b: int) -> Piece:
+        start, end = self.order[a], self.order[b]
+        products = sum(self.product[i] for i in interior) + self.product[b]
+        residual = False
+        if products and interior and _SUM.match(end.name()):
+            free = {a}  # what is reached from the start without a product
+            for i in interior:
+                if not self.product[i] and free.intersection(self.before[i]):
+                    free.add(i)
+            residual = bool(free.intersection(self.before[b]))
+        return Piece(start, end, products, bool(interior), residual, _MERGE.match(end.name()) is not None)
+
+    def _opened(self, a: int, interior: Sequence[int], b: int, total: int) -> list[Piece] | None:
+        products = [i for i in interior if self.product[i]]
+        if len(products) < max(_FEW_PRODUCTS, _DOMINANT * total):
+            return None
+        inside = set(interior)
+        for p in sorted(self.before[b], reverse=True):
+            if p not in inside:
+                continue
+            reaching = {p}
+            for i in reversed(interior):
+                if i in reaching:
+                    reaching.update(q for q in self.before[i] if q in inside)
+            if sum(self.product[i] for i in reaching) < 0.9 * len(products):
+                continue
+            pieces = self._pieces([a, *(i for i in interior if i in reaching)], len(products))
+            if sum(1 for piece in pieces if piece.products) >= 2:
+                return [*pieces, Piece(self.order[p], self.order[b], int(self.product[b]), False, False, False)]
+        return None
+
+
+def _topological(output: Node, sources: set[Node]) -> list[Node]:
+    """Return the nodes from which ``output`` is reached and which depend on a source, sources first."""
+    reaches: dict[Node, bool] = {}
+    order = []
+    stack = [(output, iter(output.next_functions))]
+    opened = {output}
+    while stack:
+        node, given = stack[-1]
+        for p, _ in given:
+            if p is not None and p not in opened:
+                opened.add(p)
+                stack.append((p, iter(() if p in sources else p.next_functions)))
+                break
+        else:
+            stack.pop()
+            reaches[node] = node in sources or any(reaches.get(p, False) for p, _ in node.next_functions)
+            if reaches[node]:
+                order.append(node)
+    return order
+
+
+def gradient_nodes(tensor: Any) -> set[Node]:
+    """Return all nodes of the autograd graph that a tensor depends on."""
+    found: set[Node] = set()
+    stack = [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack += [given for given, _ in node.next_functions]
+    return found
