@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.grids import on_one_grid, position_rows
 from optuna_aznas.proxies.trace import BlockPass
 
 Jacobian: TypeAlias = Literal["moment", "least-squares"]
@@ -86,13 +87,16 @@ class AZNASObserver:
         jacobian: The estimate of the blocks' mean Jacobians. ``"moment"``: M = (1/P) sum g v^T, as in the paper.
             ``"least-squares"``: (sum g v^T)(sum v v^T)^-1, free of the moment's sampling noise.
         skip_identities: Leave identity blocks out of trainability (transformers) instead of scoring them ``-inf``.
+        samples: Samples in the batch; as many as the features' first dimension says if not given.
     """
 
-    def __init__(self, *, entropy: bool, jacobian: Jacobian, skip_identities: bool) -> None:
+    def __init__(self, *, entropy: bool, jacobian: Jacobian, skip_identities: bool, samples: int | None = None) -> None:
         self._entropy = entropy
         self._jacobian = jacobian
         self._skip_identities = skip_identities
+        self._samples = samples
         self._passes: list[tuple[str, tuple[int, ...], float, int | None]] = []
+        self._channels_first: list[bool] = []
         # What waits to be reduced: the matrices of each block that a reduction takes.
         self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}
         self._waiting_bytes = 0
@@ -103,14 +107,16 @@ class AZNASObserver:
     def __call__(self, block: BlockPass) -> None:
         i, feature = len(self._passes), block.feature
         first = block.channels_first
-        macs = block.macs / feature.shape[0]
+        macs = block.macs / (self._samples or feature.shape[0])
+        self._channels_first.append(first)
         self._passes.append((block.name, tuple(feature.shape[1:]), macs, block.previous))
         if self._entropy:
             self._wait(self._reduce_features, i, position_rows(feature, first))
         if block.gradient is not None and block.cotangent is not None:
             g, v = block.gradient, block.cotangent
             try:
-                rows = on_one_grid(g, v, first)
+                g_first = first if block.previous is None else self._channels_first[block.previous]
+                rows = on_one_grid(g, v, g_first, first)
             except ValueError as error:
                 raise ProxyEvaluationError(
                     f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
@@ -192,13 +198,6 @@ def trainability(blocks: list[BlockScores]) -> float:
     return sum(scores) / len(scores) if scores else math.nan
 
 
-def position_rows(feature: Tensor, first: bool) -> Tensor:
-    """Return a feature as a matrix (P, C): a row for each of the batch's positions, a column for each channel."""
-    if first:
-        feature = feature.movedim(1, -1)
-    return feature.reshape(-1, feature.shape[-1])
-
-
 def scatter(x: Tensor) -> Tensor:
     """Scatter matrices of ``x`` (n, P, C): P times the covariance of the columns, (n, C, C).
 
@@ -270,46 +269,6 @@ def _root_of_largest(matrices: Tensor) -> Tensor:
 
 def _as_number(flags: Tensor) -> Tensor:
     return flags[:, 0].float()
-
-
-def on_one_grid(g: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor]:
-    """Return g and v as matrices (P, channels) over the same positions.
-
-    Where a block strides by s, g lies on the finer grid: space-to-depth (for images ``pixel_unshuffle``) moves each s x
-    s patch into the channels. Where it upsamples, v does. A grid that is not a multiple is cropped or padded
-    with zeros at its end.
-
-    Raises:
-        ValueError: The two have no common grid.
-    """
-    if g.ndim != v.ndim:
-        if v.ndim == 2:  # flattened or pooled to one position for each sample
-            return g.flatten(1), v
-        raise ValueError("the number of dimensions changes, and positions cannot be matched.")
-    if first and g.shape[2:] != v.shape[2:]:
-        grid = [min(sizes) for sizes in zip(g.shape[2:], v.shape[2:], strict=True)]
-        return _rows_on_grid(g, grid), _rows_on_grid(v, grid)
-    if g.ndim == 3 and not first and g.shape[1] != v.shape[1]:
-        raise ValueError("the number of tokens changes, and positions cannot be matched.")
-    return position_rows(g, first), position_rows(v, first)
-
-
-def _rows_on_grid(x: Tensor, grid: list[int]) -> Tensor:
-    """Space-to-depth of (B, C, *sizes) onto ``grid``, as rows (B * positions of the grid, C * s1 * s2 * ...), s the
-    rounded ratios of the sizes.
-    """
-    strides = [max(1, round(size / n)) for size, n in zip(x.shape[2:], grid, strict=True)]
-    pad: list[int] = []
-    for size, n, stride in zip(reversed(x.shape[2:]), reversed(grid), reversed(strides), strict=True):
-        pad += [0, n * stride - size]
-    if any(pad):
-        x = nn.functional.pad(x, pad)  # a negative pad crops
-    split = [*x.shape[:2]]
-    for n, stride in zip(grid, strides, strict=True):
-        split += [n, stride]
-    d = len(grid)
-    order = [0, *(2 + 2 * i for i in range(d)), 1, *(3 + 2 * i for i in range(d))]
-    return x.reshape(split).permute(order).reshape(x.shape[0] * math.prod(grid), -1)
 
 
 def _results(jobs: list[_Job], n: int) -> list[float]:

@@ -177,7 +177,22 @@ def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
         chain = _chain(model)
         if len(chain) >= 2:
             return chain
+    units = _without_head(model, units)
     return units if len(units) >= 2 else {}
+
+
+def _without_head(model: nn.Module, units: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leave out the head: linear layers behind units that lie in a container, such as a pooler or classifier."""
+    names = list(units)
+    held = [i for i, name in enumerate(names) if isinstance(model.get_submodule(name.rpartition(".")[0]), _CONTAINERS)]
+    if len(held) < 2:
+        return units
+    behind = {name for name in names[held[-1] + 1 :] if not _convolves(units[name])}
+    return {name: unit for name, unit in units.items() if name not in behind}
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
 
 
 def _chain(model: nn.Module) -> dict[str, nn.Module]:

@@ -347,6 +347,7 @@ class ProxyEvaluator:
             entropy=self._wants("expressivity", "progressivity"),
             jacobian=self.jacobian,
             skip_identities=transformer,
+            samples=next(tensors_in(batch)).shape[0],
         )
         attention = AttentionObserver(next(tensors_in(batch)).shape[0]) if self._wants("attention") else None
         interaction = TokenInteractionObserver(self._generator(tokens)) if self._wants("token_interaction") else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from optuna_aznas.proxies.blocks import has_weight
+from optuna_aznas.proxies.blocks import has_children, has_weight
 from optuna_aznas.proxies.dataflow import Node
 from optuna_aznas.proxies.nested import tensors_in
 
@@ -40,6 +41,7 @@ class Call:
         module: The module.
         number: 1 for its first call.
         begin: How many results there were before.
+        end: How many there were behind it.
         node: The node of its (first) output tensor.
     """
 
@@ -47,6 +49,7 @@ class Call:
     module: nn.Module
     number: int
     begin: int
+    end: int = sys.maxsize
     node: Node | None = None
 
 
@@ -93,6 +96,11 @@ class Recorder(TorchFunctionMode):
         result = self.results.get(node)
         return result if result is not None and result.tensor.grad_fn is node else None
 
+    def ends_module(self, result: Result) -> bool:
+        """Whether a module that is made of others, but for the whole model, gave this result."""
+        node = result.tensor.grad_fn
+        return any(call.node is node and call.name and has_children(call.module) for call in self.calls)
+
     def clear(self) -> None:
         """Forget what was recorded, so that its memory is free."""
         self.results.clear()
@@ -118,10 +126,12 @@ class Recorder(TorchFunctionMode):
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         call = self._stack.pop()
+        call.end = self.count
         first = next(tensors_in(output), None)
         call.node = None if first is None else first.grad_fn
 
 
-def first_weighted(calls: list[Call], begin: int, end: int) -> Call | None:
-    """Return the first call between two results whose module holds a weight matrix or kernel."""
-    return next((call for call in calls if begin <= call.begin < end and has_weight(call.module)), None)
+def heaviest(calls: Iterable[Call], begin: int, end: int) -> Call | None:
+    """Return the call between two results whose module has most weights, the outermost and first of them."""
+    inside = [call for call in calls if begin <= call.begin and call.end <= end and has_weight(call.module)]
+    return max(inside, key=lambda call: sum(p.numel() for p in call.module.parameters()), default=None)

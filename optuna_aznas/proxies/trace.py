@@ -27,7 +27,7 @@ from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.nested import map_tensors as map_tensors
 from optuna_aznas.proxies.nested import replace_tensor
 from optuna_aznas.proxies.nested import tensors_in as tensors_in
-from optuna_aznas.proxies.record import Recorder, Result, first_weighted
+from optuna_aznas.proxies.record import Recorder, Result, heaviest
 from optuna_aznas.proxies.weights import Substitute, substituted
 
 
@@ -280,7 +280,7 @@ class _Tracer:
         assert self.recorder is not None
         begin = 0
         for k, result in enumerate(residual_sums(source, output, self.recorder), 1):
-            call = first_weighted(self.recorder.calls, begin, result.index)
+            call = heaviest(self.recorder.calls, begin, result.index)
             inner = call.name if call is not None else f"{name}, sum {k}"
             begin = result.index
             self._report(f"after {inner}{self._which_call(name)}", module, result.tensor, source, result.macs)

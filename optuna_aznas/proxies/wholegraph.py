@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +23,7 @@ from optuna_aznas.proxies.blocks import has_children
 from optuna_aznas.proxies.dataflow import Graph, Node, Piece
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.nested import map_tensors, tensors_in
-from optuna_aznas.proxies.record import Call, Recorder, Result, first_weighted
+from optuna_aznas.proxies.record import Call, Recorder, Result, heaviest
 from optuna_aznas.proxies.trace import BlockPass, MacCounter, PassReport, call_model, vector_jacobian_product
 from optuna_aznas.proxies.weights import Substitute, substituted
 
@@ -38,6 +39,8 @@ _LOOKUPS = {
 _CASTS = {Tensor.float, Tensor.to, Tensor.type_as, Tensor.double, Tensor.type}
 
 _POOLING = re.compile(r"^(Mkldnn)?(Max|Avg|AdaptiveMax|AdaptiveAvg)Pool")
+
+_CONTAINERS = {nn.Sequential, nn.ModuleList, nn.ModuleDict}
 
 _CONVOLUTION = re.compile("Conv")
 
@@ -108,26 +111,27 @@ class _SourceRecorder(Recorder):
 
     def __init__(self, macs: Callable[[], float]) -> None:
         super().__init__(macs, on=True)
-        self.sources: dict[Node, None] = {}  # in order
+        self.sources: dict[Node, bool] = {}  # in order; whether it was looked up in a table
         self._whole: dict[
             int, Tensor
         ] = {}  # tensors of whole numbers that depend on the inputs; held, so that ids last
         self._main: int | None = None
+        self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
 
     def as_sources(self, inputs: Any) -> Any:
         self._main = id(next(tensors_in(inputs)))
 
         def source(tensor: Tensor) -> Tensor:
             if tensor.is_floating_point():
-                return self._source(tensor)
+                return self._source(tensor, looked_up=False)
             self._whole[id(tensor)] = tensor
             return tensor
 
         return map_tensors(source, inputs)
 
-    def _source(self, tensor: Tensor) -> Tensor:
+    def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
         leaf = tensor.detach().requires_grad_()
-        self.sources[torch.autograd.graph.get_gradient_edge(leaf).node] = None
+        self.sources[torch.autograd.graph.get_gradient_edge(leaf).node] = looked_up
         return leaf.clone()  # as what follows may work in place
 
     def __torch_function__(
@@ -139,7 +143,7 @@ class _SourceRecorder(Recorder):
         given = [id(t) for t in tensors_in((args, kwargs or {})) if id(t) in self._whole]
         if given and out.is_floating_point():
             if func in _LOOKUPS or (func in _CASTS and given[0] == self._main):
-                out = self._source(out)
+                out = self._source(out, looked_up=func in _LOOKUPS)
                 self._keep(out)
         elif given:
             self._whole[id(out)] = out
@@ -151,7 +155,8 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
     found: dict[Node, _Feature] = {}
     for source in recorder.sources:
         previous: Result | None = None
-        for result in _on_one_path(Graph(end, {source}).chain(open_dominant=True), recorder):
+        pieces = Graph(end, {source}).chain(open_dominant=len(recorder.sources) == 1)
+        for result in _on_one_path(pieces, recorder, looked_up=recorder.sources[source]):
             node = result.tensor.grad_fn
             feature = _Feature(result, None if previous is None else previous.tensor.grad_fn)
             known = found.get(node)
@@ -165,16 +170,30 @@ def _index(node: Node | None, recorder: Recorder) -> int:
     return -1 if node is None else recorder.results[node].index
 
 
-def _on_one_path(pieces: Sequence[Piece], recorder: Recorder) -> list[Result]:
-    """Choose features on the way from one source to the output: the stem's, then each block's."""
+def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_up: bool) -> list[Result]:
+    """Choose features on the way from one source to the output: the stem's, then each block's.
+
+    Args:
+        pieces: What lies on the way.
+        recorder: What was computed there.
+        looked_up: Whether the source is a row of a table, such as a token's embedding: then there is a stem, even if no
+            layer precedes the first block.
+    """
     working = [i for i, piece in enumerate(pieces) if piece.products]
     units = [i for i in working if pieces[i].is_unit]
     groups: list[list[int]] = []  # each block's pieces that do the work
     if len(units) >= 2:
-        # Layers between two pieces of branches are a block together (a transition, a bottleneck without shortcut);
-        # what is before the first is the stem, what is behind the last is the head.
+        # Layers between two pieces of branches are a block together (a transition), but for what lies in a module of
+        # the same kind as those that hold branches (a bottleneck without shortcut); what is before the first is the
+        # stem, what is behind the last is the head.
+        recorder.kinds |= _kinds_of_blocks(pieces, recorder)
+        alike = [call for call in recorder.calls if type(call.module) in recorder.kinds]
+        bounds = [bound for call in alike for bound in (call.begin, call.end)]
         for i in working[: working.index(units[-1]) + 1]:
             alone = i in units or not groups or groups[-1][-1] in units
+            if not alone:
+                before, now = (_when(pieces[k:], recorder) for k in (groups[-1][-1], i))
+                alone = any(before <= bound < now for bound in bounds)
             groups.append([i]) if alone else groups[-1].append(i)
     else:
         convolutions = [i for i in working if i in units or _CONVOLUTION.search(pieces[i].end.name())]
@@ -182,18 +201,48 @@ def _on_one_path(pieces: Sequence[Piece], recorder: Recorder) -> list[Result]:
         groups = [[i] for i in kept[:-1]]
     found: list[Result] = []
     longest = 0
+    if looked_up and groups and (groups[0][0] in units or len(units) < 2):
+        embedded, _ = _end_of_block(pieces, 0, range(1, groups[0][0]), recorder, stem=True)
+        found += [embedded] if embedded is not None else []
     for k, group in enumerate(groups):
         following = working.index(group[-1]) + 1
         limit = working[following] if following < len(working) else len(pieces)
         passive = range(group[-1] + 1, limit)
         if k == len(groups) - 1 and k and len(units) >= 2:
             passive = passive[:longest]  # what follows the last block belongs to the head
-        result, used = _end_of_block(pieces, group[-1], passive, recorder, stem=k == 0 and group[0] not in units)
+        stem = not found and group[0] not in units
+        result, used = _end_of_block(pieces, group[-1], passive, recorder, stem=stem)
         if group[-1] in units:
             longest = max(longest, used)
         if result is not None and (not found or result.index > found[-1].index):
             found.append(result)
     return found
+
+
+def _when(pieces: Sequence[Piece], recorder: Recorder) -> int:
+    """Return the number of the first result on a way."""
+    return next(
+        (recorder.results[piece.end].index for piece in pieces if piece.end in recorder.results), recorder.count
+    )
+
+
+def _kinds_of_blocks(pieces: Sequence[Piece], recorder: Recorder) -> set[type[nn.Module]]:
+    """Return the classes of the modules that span just one piece of branches, with plain operations behind it."""
+    kinds: set[type[nn.Module]] = set()
+    calls = [call for call in recorder.calls if call.name and has_children(call.module)]
+    for i, piece in enumerate(pieces):
+        start = recorder.results.get(piece.start)
+        if not piece.is_unit or start is None:
+            continue
+        ends = {piece.end}
+        for following in pieces[i + 1 :]:
+            if following.products:
+                break
+            ends.add(following.end)
+        spanning = [call for call in calls if call.node in ends and call.begin <= start.index]
+        latest = max((call.begin for call in spanning), default=0)
+        kinds.update(type(call.module) for call in spanning if call.begin == latest)
+    return kinds - _CONTAINERS
 
 
 def _end_of_block(
@@ -207,12 +256,16 @@ def _end_of_block(
     """
     result = recorder.at(pieces[at].end)
     used = 0
+    ended = result is not None and recorder.ends_module(result)
+    if ended and pieces[at].is_unit:
+        return result, used  # the block is a module, and what follows is another's
     for steps, i in enumerate(passive, 1):
         later = recorder.at(pieces[i].end)
         if later is None or not later.tensor.is_floating_point() or later.tensor.ndim < 2:
             continue
-        if result is None or stem or _continues(result.tensor, later.tensor, pieces[i].end):
-            result, used = later, steps
+        ends = recorder.ends_module(later)
+        if result is None or _continues(result.tensor, later.tensor, pieces[i].end) or (stem and (ends or not ended)):
+            result, used, ended = later, steps, ended or ends
     return result, used
 
 
@@ -225,7 +278,7 @@ def _continues(feature: Tensor, later: Tensor, node: Node) -> bool:
 
 def _report(
     features: Sequence[_Feature],
-    recorder: Recorder,
+    recorder: _SourceRecorder,
     observe: Callable[[BlockPass], None],
     draw_cotangent: Callable[[Tensor], Tensor] | None,
 ) -> None:
@@ -247,20 +300,21 @@ def _report(
         begin, macs = result.index, result.macs
 
 
-def _name(result: Result, begin: int, recorder: Recorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
+def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
     """Name a feature: by the module whose output it is, or that it comes after. Also return that module, and the layers
     that ran since the feature before.
     """
-    ran = [call for call in recorder.calls if begin <= call.begin < result.index]
+    ran = [call for call in recorder.calls if call.name and begin <= call.begin and call.end <= result.index]
     layers = tuple(call.module for call in ran if not has_children(call.module))
-    node = result.tensor.grad_fn
-    outer = next((call for call in ran if call.name and call.node is node), None)
-    if outer is not None:
-        return outer.name + _number(outer), outer.module, layers
-    weighted = [call for call in ran if call.name and call.name != result.owner]
-    call = first_weighted(weighted, begin, result.index)
-    if call is not None:
-        return f"after {call.name}{_number(call)}", call.module, layers
+    giving = [call for call in ran if call.node is result.tensor.grad_fn]
+    giving = [call for call in giving if has_children(call.module)] or giving
+    if giving:  # a block rather than the stage that it ends: what there are most of
+        number = Counter(type(call.module) for call in recorder.calls if type(call.module) not in _CONTAINERS)
+        call = max(giving, key=lambda call: (type(call.module) in recorder.kinds, number[type(call.module)]))
+        return call.name + _number(call), call.module, layers
+    last = heaviest(ran, begin, result.index)
+    if last is not None:
+        return f"after {last.name}{_number(last)}", last.module, layers
     owner = next(call for call in recorder.calls if call.name == result.owner)
     return f"{result.owner or type(owner.module).__name__}, result {result.index}", owner.module, layers
 

@@ -191,19 +191,12 @@ def test_lazy_and_meta_parameters():
         ProxyEvaluator((3, 8, 8), device="cpu", init=None)(meta)
 
 
-def test_grids_that_do_not_match():
-    class Tokens(nn.Module):
-        """(B, 4, 8, 8) -> (B, 64, 4)."""
-
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(4, 4, 1)
-
-        def forward(self, x):
-            return self.conv(x).flatten(2).mT
-
-    model = nn.Sequential(stem(), block(), Tokens())
-    with pytest.raises(ProxyEvaluationError, match=r"Block '2' turns .*\(4, 4, 8, 8\) into \(4, 64, 4\).*leave out"):
+def test_features_of_other_samples():
+    """A block that moves part of the image into the batch, as windows of attention lie there."""
+    model = nn.Sequential(stem(), block(), Returns(lambda x: x.unfold(2, 4, 4).movedim(2, 0).flatten(0, 1)))
+    with pytest.raises(
+        ProxyEvaluationError, match=r"Block '2' turns .*\(4, 4, 8, 8\) into \(8, 4, 8, 4\).*not the batch"
+    ):
         evaluate_untouched(model)
     assert math.isfinite(evaluate_untouched(model, proxies=["expressivity"]).expressivity)
 
