@@ -109,6 +109,11 @@ def _is_telling(model: nn.Module, found: dict[str, nn.Module]) -> bool:
     """
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in found}
     if not any(map(has_children, found.values())):
+        others = (nn.RNNBase, nn.MultiheadAttention)
+        if any(isinstance(m, others) for m in model.modules()) and not any(
+            isinstance(m, others) for m in found.values()
+        ):
+            return False
         return all(type(parent).forward is nn.Sequential.forward for parent in parents.values())
     loose = [name for name, parent in parents.items() if not isinstance(parent, _CONTAINERS)]
     if 2 * len(loose) >= len(found) or any(_holds_units(found[name]) for name in loose):

@@ -31,8 +31,9 @@ _MERGE = re.compile(
     r"^(Add|Sub|Addcmul|Lerp|Cat|Stack|Maximum|Mean|Sum|NativeLayerNorm|NativeGroupNorm|NativeBatchNorm)"
 )
 
-#: A piece that holds more than this share of all products is opened, if all its work lies on one path.
-_DOMINANT, _FEW_PRODUCTS = 0.5, 6
+#: A piece that holds more than this share of all products, and not just a few, is opened, if this much of its work lies
+#: on one path.
+_DOMINANT, _FEW_PRODUCTS, _ONE_PATH = 0.5, 6, 0.6
 
 
 def is_product(node: Node) -> bool:
@@ -47,7 +48,8 @@ class Piece:
     Attributes:
         start: The cut vertex before.
         end: The cut vertex behind, which belongs to the piece.
-        products: How many products of matrices it holds.
+        inside: What lies between them.
+        products: The products of matrices that the piece holds.
         branches: Whether there is more in it than ``end``.
         residual: Whether it is the sum of a path with products and one without.
         merges: Whether ``end`` merges branches into one feature.
@@ -55,7 +57,8 @@ class Piece:
 
     start: Node
     end: Node
-    products: int
+    inside: tuple[Node, ...]
+    products: tuple[Node, ...]
     branches: bool
     residual: bool
     merges: bool
@@ -63,7 +66,7 @@ class Piece:
     @property
     def is_unit(self) -> bool:
         """Whether the piece is a block of branches, as against a single layer."""
-        return self.products > 0 and self.branches and self.merges
+        return bool(self.products) and self.branches and self.merges
 
 
 class Graph:
@@ -87,8 +90,8 @@ class Graph:
         """Return the pieces from the sources to the output, in order.
 
         Args:
-            open_dominant: Open a piece that holds most of the network's products, if but for a shortcut
-                around it all work lies on one path, as in a U-Net.
+            open_dominant: Open a piece that holds most of the network's products, if but for shortcuts around it most
+                of the work lies on one path, as in a U-Net.
         """
         if not self.order:
             return []
@@ -120,7 +123,8 @@ class Graph:
 
     def _piece(self, a: int, interior: Sequence[int], b: int) -> Piece:
         start, end = self.order[a], self.order[b]
-        products = sum(self.product[i] for i in interior) + self.product[b]
+        inside = tuple(self.order[i] for i in interior)
+        products = tuple(self.order[i] for i in (*interior, b) if self.product[i])
         residual = False
         if products and interior and _SUM.match(end.name()):
             free = {a}  # what is reached from the start without a product
@@ -128,13 +132,15 @@ class Graph:
                 if not self.product[i] and free.intersection(self.before[i]):
                     free.add(i)
             residual = bool(free.intersection(self.before[b]))
-        return Piece(start, end, products, bool(interior), residual, _MERGE.match(end.name()) is not None)
+        return Piece(start, end, inside, products, bool(interior), residual, _MERGE.match(end.name()) is not None)
 
     def _opened(self, a: int, interior: Sequence[int], b: int, total: int) -> list[Piece] | None:
         products = [i for i in interior if self.product[i]]
         if len(products) < max(_FEW_PRODUCTS, _DOMINANT * total):
             return None
         inside = set(interior)
+        best: set[int] = set()
+        most, at = 0, a
         for p in sorted(self.before[b], reverse=True):
             if p not in inside:
                 continue
@@ -142,12 +148,16 @@ class Graph:
             for i in reversed(interior):
                 if i in reaching:
                     reaching.update(q for q in self.before[i] if q in inside)
-            if sum(self.product[i] for i in reaching) < 0.9 * len(products):
-                continue
-            pieces = self._pieces([a, *(i for i in interior if i in reaching)], len(products))
-            if sum(1 for piece in pieces if piece.products) >= 2:
-                return [*pieces, Piece(self.order[p], self.order[b], int(self.product[b]), False, False, False)]
-        return None
+            work = sum(self.product[i] for i in reaching)
+            if work > most:
+                best, most, at = reaching, work, p
+        if most < _ONE_PATH * len(products):
+            return None
+        pieces = self._pieces([a, *(i for i in interior if i in best)], len(products))
+        if sum(1 for piece in pieces if piece.products) < 2:
+            return None
+        start, end = self.order[at], self.order[b]
+        return [*pieces, Piece(start, end, (), (end,) if self.product[b] else (), False, False, False)]
 
 
 def _topological(output: Node, sources: set[Node]) -> list[Node]:

@@ -72,7 +72,8 @@ class PassReport:
 
     Attributes:
         macs: Multiply-accumulates of the whole pass; 0 where not counted.
-        connected: Whether the blocks ran in their order, each on the output of another, at least by half.
+        connected: Whether the blocks ran in their order, at least half of them on the output of another, and few on
+            mixtures of several.
     """
 
     macs: float
@@ -200,12 +201,13 @@ class _Tracer:
         self.ran: list[str] = []
         self.running: list[str] = []
         self.direct = 0  # blocks that were handed another's output as it was
+        self.merged = 0  # blocks that were handed a mixture of several
         self.macs_before = 0.0
 
     def is_connected(self, order: Sequence[str]) -> bool:
         first_runs = list(dict.fromkeys(self.ran))
         in_order = first_runs == [name for name in order if name in self.calls]
-        return in_order and 2 * self.direct >= len(self.ran) - 1
+        return in_order and 2 * self.direct >= len(self.ran) - 1 and 4 * self.merged <= len(self.ran)
 
     def before(self, name: str, splits: bool = False) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -261,6 +263,7 @@ class _Tracer:
         if given.grad_fn is not None and self.passes > 1:
             leaves = [getattr(node, "variable", None) for node in gradient_nodes(given)]
             numbered = [leaf for leaf in leaves if hasattr(leaf, _NUMBER)]
+            self.merged += len(numbered) > 1
             if numbered:
                 return max(numbered, key=lambda leaf: getattr(leaf, _NUMBER))
         # Not the model's own input: that begins a stream of its own.
@@ -349,7 +352,7 @@ def residual_sums(source: Tensor, output: Tensor, recorder: Recorder) -> list[Re
             if later is not None and later.tensor.shape == at_sum.tensor.shape:
                 result = later
         found.append(result)
-    return [result for result in found[:-1] if result is not None and result.tensor.shape == source.shape]
+    return [result for result in found[:-1] if result is not None and result.tensor.shape == output.shape]
 
 
 def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ _POOLING = re.compile(r"^(Mkldnn)?(Max|Avg|AdaptiveMax|AdaptiveAvg)Pool")
 
 _CONTAINERS = {nn.Sequential, nn.ModuleList, nn.ModuleDict}
 
-_CONVOLUTION = re.compile("Conv")
+_LINEAR = re.compile("^(Addmm|Mm|Linear)Backward")
+
+_RECURRENT = re.compile("Rnn|Lstm|Gru")
 
 
 class NotFoundError(ProxyEvaluationError):
@@ -156,7 +158,7 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
     for source in recorder.sources:
         previous: Result | None = None
         pieces = Graph(end, {source}).chain(open_dominant=len(recorder.sources) == 1)
-        for result in _on_one_path(pieces, recorder, looked_up=recorder.sources[source]):
+        for result in _on_one_path(_by_function(pieces, recorder), recorder, looked_up=recorder.sources[source]):
             node = result.tensor.grad_fn
             feature = _Feature(result, None if previous is None else previous.tensor.grad_fn)
             known = found.get(node)
@@ -164,6 +166,41 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
                 found[node] = feature
             previous = result
     return sorted(found.values(), key=lambda feature: feature.result.index)
+
+
+def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
+    """Join pieces until each ends with what a function returned: what is inside of one, such as a recurrent layer,
+    differs from device to device.
+    """
+    joined: list[Piece] = []
+    parts: list[Piece] = []
+    for piece in pieces:
+        parts.append(piece)
+        if piece.end not in recorder.results:
+            continue
+        inside = tuple(node for part in parts for node in (*part.inside, part.end))[:-1]
+        branching = [p for p in parts if p.branches and any(node in recorder.results for node in p.inside)]
+        joined.append(
+            Piece(
+                parts[0].start,
+                piece.end,
+                inside,
+                tuple(node for part in parts for node in part.products),
+                branches=bool(branching),
+                residual=any(part.residual for part in branching),
+                merges=any(part.merges for part in branching),
+            )
+        )
+        parts = []
+    return joined
+
+
+def _is_linear(piece: Piece) -> bool:
+    return len(piece.products) == 1 and _LINEAR.match(piece.products[0].name()) is not None
+
+
+def _is_recurrent(piece: Piece) -> bool:
+    return not piece.branches and (len(piece.products) > 1 or _RECURRENT.search(piece.products[0].name()) is not None)
 
 
 def _index(node: Node | None, recorder: Recorder) -> int:
@@ -196,9 +233,11 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
                 alone = any(before <= bound < now for bound in bounds)
             groups.append([i]) if alone else groups[-1].append(i)
     else:
-        convolutions = [i for i in working if i in units or _CONVOLUTION.search(pieces[i].end.name())]
-        kept = working[: working.index(convolutions[-1]) + 2] if convolutions else working
-        groups = [[i] for i in kept[:-1]]
+        body = [i for i in working if i in units or not _is_linear(pieces[i])]
+        kept = working[: working.index(body[-1]) + 2] if body else working
+        if kept and not _is_recurrent(pieces[kept[-1]]):
+            kept = kept[:-1]  # the head: the first linear layer behind the body, or the last layer of all
+        groups = [[i] for i in kept]
     found: list[Result] = []
     longest = 0
     if looked_up and groups and (groups[0][0] in units or len(units) < 2):
@@ -304,15 +343,15 @@ def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, n
     """Name a feature: by the module whose output it is, or that it comes after. Also return that module, and the layers
     that ran since the feature before.
     """
-    ran = [call for call in recorder.calls if call.name and begin <= call.begin and call.end <= result.index]
-    layers = tuple(call.module for call in ran if not has_children(call.module))
-    giving = [call for call in ran if call.node is result.tensor.grad_fn]
+    begun = [call for call in recorder.calls if call.name and begin <= call.begin < result.index]
+    layers = tuple(call.module for call in begun if not has_children(call.module))
+    giving = [call for call in begun if call.node is result.tensor.grad_fn]
     giving = [call for call in giving if has_children(call.module)] or giving
     if giving:  # a block rather than the stage that it ends: what there are most of
         number = Counter(type(call.module) for call in recorder.calls if type(call.module) not in _CONTAINERS)
         call = max(giving, key=lambda call: (type(call.module) in recorder.kinds, number[type(call.module)]))
         return call.name + _number(call), call.module, layers
-    last = heaviest(ran, begin, result.index)
+    last = heaviest(begun, begin, result.index)
     if last is not None:
         return f"after {last.name}{_number(last)}", last.module, layers
     owner = next(call for call in recorder.calls if call.name == result.owner)
