@@ -107,18 +107,24 @@ def _is_telling(model: nn.Module, found: dict[str, nn.Module]) -> bool:
     That is so where a container holds most of them, and nothing outside it holds repeated units of its own; or where
     they form a chain that ``Sequential`` runs.
     """
-    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in found}
+    parents = _parents(model, found)
     if not any(map(has_children, found.values())):
-        others = (nn.RNNBase, nn.MultiheadAttention)
-        if any(isinstance(m, others) for m in model.modules()) and not any(
-            isinstance(m, others) for m in found.values()
-        ):
-            return False
-        return all(type(parent).forward is nn.Sequential.forward for parent in parents.values())
-    loose = [name for name, parent in parents.items() if not isinstance(parent, _CONTAINERS)]
+        recurrent = any(isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in model.modules())
+        in_sequence = all(type(parent).forward is nn.Sequential.forward for parent in parents.values())
+        return in_sequence and not recurrent
+    loose = [name for name in found if not isinstance(parents[_parent(name)], _CONTAINERS)]
     if 2 * len(loose) >= len(found) or any(_holds_units(found[name]) for name in loose):
         return False
     return not any(_is_layer_in_pieces(model, name, parent) for name, parent in parents.items())
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _parents(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the modules that hold the named ones, by their own names."""
+    return {parent: model.get_submodule(parent) for parent in {_parent(name): None for name in names}}
 
 
 def _holds_units(module: nn.Module) -> bool:
@@ -131,11 +137,12 @@ def _holds_units(module: nn.Module) -> bool:
 
 
 def _is_layer_in_pieces(model: nn.Module, name: str, parent: nn.Module) -> bool:
-    """Whether a block is only a piece of one, such as the attention in ``ModuleList([attention, mlp])``."""
+    """Whether a container holds pieces of one block, as ``ModuleList([attention, mlp])`` does within another."""
     if not isinstance(parent, nn.ModuleList) or len(parent) < 2:
         return False
-    outer = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
-    return isinstance(outer, nn.ModuleList) and len({type(m) for m in parent}) == len(parent)
+    return isinstance(model.get_submodule(_parent(name)), nn.ModuleList) and len({type(m) for m in parent}) == len(
+        parent
+    )
 
 
 def _find_chosen(
@@ -189,7 +196,8 @@ def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
 def _without_head(model: nn.Module, units: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Leave out the head: linear layers behind units that lie in a container, such as a pooler or classifier."""
     names = list(units)
-    held = [i for i, name in enumerate(names) if isinstance(model.get_submodule(name.rpartition(".")[0]), _CONTAINERS)]
+    parents = _parents(model, names)
+    held = [i for i, name in enumerate(names) if isinstance(parents[_parent(name)], _CONTAINERS)]
     if len(held) < 2:
         return units
     behind = {name for name in names[held[-1] + 1 :] if not _convolves(units[name])}
