@@ -68,7 +68,8 @@ class ClassicProxies:
         state: What to run it with in the place of its parameters and buffers; nothing in it requires a gradient.
         inputs: The batch.
         second_inputs: Another batch, for ``zico``.
-        generator: Source of labels and noise.
+        labels: Source of the labels.
+        noise: Source of what Zen-score draws.
     """
 
     def __init__(
@@ -77,13 +78,15 @@ class ClassicProxies:
         state: Sequence[Substitute],
         inputs: Any,
         second_inputs: Callable[[], Any],
-        generator: torch.Generator,
+        labels: torch.Generator,
+        noise: torch.Generator,
     ) -> None:
         self._model = model
         self._state = state
         self._inputs = inputs
         self._second_inputs = second_inputs
-        self._generator = generator
+        self._labels = labels
+        self._noise = noise
         self._places = {(id(s.store), s.name): i for i, s in enumerate(state)}
 
     def compute(self, names: Iterable[str]) -> dict[str, float]:
@@ -152,10 +155,10 @@ class ClassicProxies:
         """Return the gradients of the loss with respect to the weights, with their graph if they are needed twice."""
         n, classes = logits.shape
         if classes == 1:
-            signs = torch.randint(0, 2, (n, 1), generator=self._generator, device=logits.device).to(logits.dtype)
+            signs = torch.randint(0, 2, (n, 1), generator=self._labels, device=logits.device).to(logits.dtype)
             loss = nn.functional.binary_cross_entropy_with_logits(logits, signs)
         else:
-            labels = torch.randint(0, classes, (n,), generator=self._generator, device=logits.device)
+            labels = torch.randint(0, classes, (n,), generator=self._labels, device=logits.device)
             loss = nn.functional.cross_entropy(logits, labels)
         found = torch.autograd.grad(loss, weights, create_graph=twice, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
@@ -214,11 +217,11 @@ class ClassicProxies:
                 if i is not None:
                     old = state[i].tensor
                     assert old is not None
-                    normal = torch.randn(old.shape, generator=self._generator, device=old.device, dtype=old.dtype)
+                    normal = torch.randn(old.shape, generator=self._noise, device=old.device, dtype=old.dtype)
                     state[i] = state[i]._replace(tensor=normal)
 
         def noise(tensor: Tensor) -> Tensor:
-            return torch.randn(tensor.shape, generator=self._generator, device=tensor.device, dtype=tensor.dtype)
+            return torch.randn(tensor.shape, generator=self._noise, device=tensor.device, dtype=tensor.dtype)
 
         x = map_tensors(lambda t: noise(t) if t.is_floating_point() else t, self._inputs)
         moved = map_tensors(lambda t: t + _ZEN_ALPHA * noise(t) if t.is_floating_point() else t, x)

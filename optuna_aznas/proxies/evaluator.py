@@ -216,8 +216,8 @@ class ProxyEvaluator:
         """
         # A stream for each purpose, so that networks of different size are run on the same noise, and naming one proxy
         # changes no other.
-        streams = [int(word) for word in np.random.SeedSequence([self.seed, repeat]).generate_state(6, np.uint64)]
-        weights, noise, cotangents, mode_seed, tokens, labels = streams
+        streams = [int(word) for word in np.random.SeedSequence([self.seed, repeat]).generate_state(7, np.uint64)]
+        weights, noise, cotangents, mode_seed, tokens, labels, zen = streams
         init = self.init
         if init == "auto":
             init = "trunc_normal" if transformer else "kaiming"
@@ -245,7 +245,8 @@ class ProxyEvaluator:
                     state,
                     batch,
                     lambda: self._batch(drawn, state, channels_last=streamlined),
-                    self._generator(labels),
+                    labels=self._generator(labels),
+                    noise=self._generator(zen),
                 )
                 scores |= classic.compute(set(self.proxies) & set(CLASSIC_PROXIES))
         return scores, block_scores, how
