@@ -14,6 +14,9 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
+import torch
+from torch import Tensor
+
 #: A node of the autograd graph.
 Node: TypeAlias = Any
 
@@ -181,7 +184,13 @@ def _topological(output: Node, sources: set[Node]) -> list[Node]:
     return order
 
 
-def gradient_nodes(tensor: Any) -> set[Node]:
+def node_of(leaf: Tensor) -> Node:
+    """Return the node at which the gradient of a leaf arrives."""
+    with torch._C.DisableTorchFunction():
+        return torch.autograd.graph.get_gradient_edge(leaf).node
+
+
+def gradient_nodes(tensor: Tensor) -> set[Node]:
     """Return all nodes of the autograd graph that a tensor depends on."""
     found: set[Node] = set()
     stack = [tensor.grad_fn]

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from optuna_aznas.proxies import layout
 from optuna_aznas.proxies.blocks import has_children, has_weight
-from optuna_aznas.proxies.dataflow import Graph, gradient_nodes
+from optuna_aznas.proxies.dataflow import Graph, gradient_nodes, node_of
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.nested import map_tensors as map_tensors
 from optuna_aznas.proxies.nested import replace_tensor
@@ -338,7 +338,7 @@ def residual_sums(source: Tensor, output: Tensor, recorder: Recorder) -> list[Re
     """
     if output.grad_fn is None or not source.requires_grad:
         return []
-    start = torch.autograd.graph.get_gradient_edge(source).node
+    start = node_of(source)
     pieces = Graph(output.grad_fn, {start}).chain()
     found = []
     for i, piece in enumerate(pieces):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.blocks import has_children
-from optuna_aznas.proxies.dataflow import Graph, Node, Piece
+from optuna_aznas.proxies.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.nested import map_tensors, tensors_in
 from optuna_aznas.proxies.record import Call, Recorder, Result, heaviest
@@ -85,13 +85,14 @@ def run_whole(
     """
     counter = MacCounter() if count_macs else None
     recorder = _SourceRecorder(lambda: counter.total if counter else 0.0)
+    given = recorder.as_sources(inputs)
     handles = recorder.watch(dict(model.named_modules()))
     try:
         with substituted(state), ExitStack() as modes:
             if counter is not None:
                 modes.enter_context(counter)
             modes.enter_context(recorder)
-            output = call_model(model, recorder.as_sources(inputs))
+            output = call_model(model, given)
     finally:
         for handle in handles:
             handle.remove()
@@ -133,7 +134,7 @@ class _SourceRecorder(Recorder):
 
     def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
         leaf = tensor.detach().requires_grad_()
-        self.sources[torch.autograd.graph.get_gradient_edge(leaf).node] = looked_up
+        self.sources[node_of(leaf)] = looked_up
         return leaf.clone()  # as what follows may work in place
 
     def __torch_function__(
