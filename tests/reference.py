@@ -45,6 +45,16 @@ def features_of(model, block_names, x):
     return [features[name] for name in block_names]
 
 
+def features_kept(model, x):
+    """Run the model once and return the features that it appends to its own list ``kept``, stem first, with their
+    graph."""
+    model.kept.clear()
+    model(x)
+    features = list(model.kept)
+    model.kept.clear()
+    return features
+
+
 def as_matrix(feature):
     """A row for each position, a column for each channel."""
     if feature.ndim == 4:

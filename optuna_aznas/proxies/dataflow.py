@@ -26,17 +26,18 @@ _PRODUCT = re.compile(
     r"|\w*Rnn\w*|\w*Lstm\w*|\w*Gru\w*|EmbeddingBag|Fft\w*)Backward"
 )
 
-#: What joins a shortcut and a branch.
-_SUM = re.compile(r"^(Add|Sub|Addcmul|Lerp)Backward")
+#: What joins a shortcut and a branch. ``CopySlices`` is an operation in place on a view.
+_SUM = re.compile(r"^((Add|Sub|Addcmul|Lerp)Backward|torch::autograd::CopySlices)")
 
 #: What merges branches into one feature. A product of two branches is none: that is a gate, or attention.
 _MERGE = re.compile(
-    r"^(Add|Sub|Addcmul|Lerp|Cat|Stack|Maximum|Mean|Sum|NativeLayerNorm|NativeGroupNorm|NativeBatchNorm)"
+    r"^(Add|Sub|Addcmul|Lerp|Cat|Stack|Maximum|Mean|Sum|NativeLayerNorm|NativeGroupNorm|NativeBatchNorm"
+    r"|torch::autograd::CopySlices)"
 )
 
-#: A piece that holds more than this share of all products, and not just a few, is opened, if this much of its work lies
-#: on one path.
-_DOMINANT, _FEW_PRODUCTS, _ONE_PATH = 0.5, 6, 0.6
+#: A piece is opened that holds this many products, this many times as many as any other, so much of them on one path,
+#: and that falls into this many pieces with products: most of the network lies under one shortcut then.
+_MANY_PRODUCTS, _DOMINANT, _ONE_PATH, _FEWEST_PIECES = 4, 4, 0.65, 3
 
 
 def is_product(node: Node) -> bool:
@@ -56,6 +57,7 @@ class Piece:
         branches: Whether there is more in it than ``end``.
         residual: Whether it is the sum of a path with products and one without.
         merges: Whether ``end`` merges branches into one feature.
+        shortcut: Whether ``start`` is also used behind what follows, by a shortcut around an opened piece.
     """
 
     start: Node
@@ -65,6 +67,7 @@ class Piece:
     branches: bool
     residual: bool
     merges: bool
+    shortcut: bool = False
 
     @property
     def is_unit(self) -> bool:
@@ -99,9 +102,9 @@ class Graph:
         if not self.order:
             return []
         everything = list(range(len(self.order)))
-        return self._pieces(everything, sum(self.product) if open_dominant else None)
+        return self._pieces(everything, open_dominant=open_dominant)
 
-    def _pieces(self, members: Sequence[int], total: int | None) -> list[Piece]:
+    def _pieces(self, members: Sequence[int], *, open_dominant: bool) -> list[Piece]:
         """Split a part of the graph, given by positions in topological order with one last, at its cut vertices."""
         inside = set(members)
         last_use = dict.fromkeys(members, -1)
@@ -116,12 +119,13 @@ class Graph:
             if furthest <= i and begun == roots:
                 cuts.append(i)
             furthest = max(furthest, last_use[i])
-        pieces = []
         index = {i: k for k, i in enumerate(members)}
-        for a, b in itertools.pairwise(cuts):
-            interior = members[index[a] + 1 : index[b]]
-            opened = self._opened(a, interior, b, total) if total is not None and interior else None
-            pieces += opened or [self._piece(a, interior, b)]
+        bounds = [(a, members[index[a] + 1 : index[b]], b) for a, b in itertools.pairwise(cuts)]
+        pieces = [self._piece(*bound) for bound in bounds]
+        if open_dominant and pieces:
+            *others, (largest, k) = sorted((len(piece.products), k) for k, piece in enumerate(pieces))
+            if largest >= max(_MANY_PRODUCTS, _DOMINANT * max((n for n, _ in others), default=0)):
+                pieces[k : k + 1] = self._opened(*bounds[k]) or [pieces[k]]
         return pieces
 
     def _piece(self, a: int, interior: Sequence[int], b: int) -> Piece:
@@ -137,10 +141,7 @@ class Graph:
             residual = bool(free.intersection(self.before[b]))
         return Piece(start, end, inside, products, bool(interior), residual, _MERGE.match(end.name()) is not None)
 
-    def _opened(self, a: int, interior: Sequence[int], b: int, total: int) -> list[Piece] | None:
-        products = [i for i in interior if self.product[i]]
-        if len(products) < max(_FEW_PRODUCTS, _DOMINANT * total):
-            return None
+    def _opened(self, a: int, interior: Sequence[int], b: int) -> list[Piece] | None:
         inside = set(interior)
         best: set[int] = set()
         most, at = 0, a
@@ -154,12 +155,13 @@ class Graph:
             work = sum(self.product[i] for i in reaching)
             if work > most:
                 best, most, at = reaching, work, p
-        if most < _ONE_PATH * len(products):
+        if most < _ONE_PATH * sum(self.product[i] for i in interior):
             return None
-        pieces = self._pieces([a, *(i for i in interior if i in best)], len(products))
-        if sum(1 for piece in pieces if piece.products) < 2:
+        pieces = self._pieces([a, *(i for i in interior if i in best)], open_dominant=True)
+        if sum(1 for piece in pieces if piece.products) < _FEWEST_PIECES:
             return None
         start, end = self.order[at], self.order[b]
+        pieces[0] = dataclasses.replace(pieces[0], shortcut=True)
         return [*pieces, Piece(start, end, (), (end,) if self.product[b] else (), False, False, False)]
 
 

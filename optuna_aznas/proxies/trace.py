@@ -344,12 +344,12 @@ def residual_sums(source: Tensor, output: Tensor, recorder: Recorder) -> list[Re
     for i, piece in enumerate(pieces):
         if not piece.residual:
             continue
-        result = at_sum = recorder.at(piece.end)
+        result = recorder.at(piece.end)
         for following in pieces[i + 1 :]:
-            if following.products or following.branches or at_sum is None:
+            if following.products or following.branches:
                 break
             later = recorder.at(following.end)
-            if later is not None and later.tensor.shape == at_sum.tensor.shape:
+            if later is not None and (result is None or later.tensor.shape == result.tensor.shape):
                 result = later
         found.append(result)
     return [result for result in found[:-1] if result is not None and result.tensor.shape == output.shape]
@@ -479,6 +479,11 @@ def _explain(
         message += f"; the last block that ran, {last[0]!r}, gave {tuple(last[1])}"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         remedy = "Use a smaller batch_size, or another device."
+    elif "modified by an inplace operation" in str(error):
+        remedy = (
+            "It overwrites a tensor that its gradient needs, so it could not be trained either: write that operation "
+            "out of place, such as x = x + y for x += y."
+        )
     elif "more than 1 value per channel" in str(error):
         remedy = (
             "Batch normalisation needs more than one value per channel: use batch_size of 2 or more, "

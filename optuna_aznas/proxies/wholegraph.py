@@ -190,6 +190,7 @@ def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
                 branches=bool(branching),
                 residual=any(part.residual for part in branching),
                 merges=any(part.merges for part in branching),
+                shortcut=any(part.shortcut for part in parts),
             )
         )
         parts = []
@@ -300,6 +301,8 @@ def _end_of_block(
     if ended and pieces[at].is_unit:
         return result, used  # the block is a module, and what follows is another's
     for steps, i in enumerate(passive, 1):
+        if pieces[i].shortcut and result is not None:
+            break
         later = recorder.at(pieces[i].end)
         if later is None or not later.tensor.is_floating_point() or later.tensor.ndim < 2:
             continue
