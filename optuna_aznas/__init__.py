@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optuna_aznas.proxies import ProxyEvaluationError as ProxyEvaluationError
     from optuna_aznas.proxies import ProxyEvaluator as ProxyEvaluator
     from optuna_aznas.proxies import ProxyScores as ProxyScores
+    from optuna_aznas.proxies import diagnose as diagnose
     from optuna_aznas.pruner import AZNASPruner as AZNASPruner
     from optuna_aznas.pruner import should_prune as should_prune
     from optuna_aznas.sampler import AZNASSampler as AZNASSampler
@@ -35,6 +36,7 @@ _HOME = {
     "aggregate": "aggregation",
     "best_trials": "study",
     "create_study": "study",
+    "diagnose": "proxies",
     "leaderboard": "study",
     "rank_scores": "study",
     "record": "study",

@@ -30,3 +30,14 @@ def test_architecture_and_hyperparameters(tmp_path):
     printed = run(tmp_path, "architecture_and_hyperparameters.py", "--trials", "5")
     assert "5 architectures scored, 5 trained." in printed
     assert "'lr': " in printed
+
+
+def test_refine_by_hand(tmp_path):
+    printed = run(tmp_path, "refine_by_hand.py")
+    assert "loses expressivity" in printed
+    changes = {line.split()[0]: line.split()[1::2] for line in printed.splitlines() if " -> " in line}
+    for proxy in ("expressivity", "progressivity", "trainability"):
+        before, after = map(float, changes[proxy])
+        assert after > before, proxy
+    assert float(changes["complexity"][1]) <= float(changes["complexity"][0])
+    assert changes["findings"][1] == "0"

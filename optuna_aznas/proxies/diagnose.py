@@ -1,0 +1,319 @@
+"""What stands out in one model, block by block, in plain words."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from optuna_aznas.proxies.aznas import AZNAS_PROXIES, BlockScores
+from optuna_aznas.proxies.evaluator import ProxyEvaluator, ProxyScores
+
+#: A block's t = 2 - sigma - 1/sigma is below this where sigma lies outside 0.5 to 2: a block that halves or doubles
+#: gradients. Ten such blocks in a row make a factor of a thousand. Blocks of networks that train well lie within: a
+#: residual block 1.1 to 1.5, a convolution with batch normalisation and ReLU 0.55 to 0.6, a strided block up to 1.9.
+LOW_TRAINABILITY = -0.5
+
+#: The product of all sigmas bounds how the mean gradient changes from the last block to the first. Beyond a thousand,
+#: no learning rate suits both ends.
+GRADIENT_RANGE = 1e3
+
+#: A step of -log(4/3) = -0.29 nats: a quarter of the directions that the features before had are gone.
+LOST_DIRECTIONS = 0.25
+
+#: Entropy (nats) below which features vary along one direction: zero but for rounding.
+ONE_DIRECTION = 0.01
+
+#: Features that vary along fewer than this share of the directions that they could have count as collapsed. Noise
+#: through random weights leaves a third and more in sound networks.
+COLLAPSED = 0.1
+
+#: A block is costly with twice the average share of the complexity; it gives little with a step below this (nats),
+#: that is less than 5% more directions.
+COSTLY, LITTLE = 2.0, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockDiagnosis:
+    """What the proxies saw at one block, and what stands out there.
+
+    Attributes:
+        name: The block's name in the model; the first entry is the stem.
+        shape: Shape of the block's output for one sample, without the batch dimension.
+        entropy: Entropy of the normalised eigenvalues of the output's channel covariance, in nats; NaN where the output
+            is constant or not finite.
+        step: The entropy minus that of the block before; NaN for the stem.
+        spectral_norm: Largest singular value of the block's mean Jacobian; NaN for the stem.
+        trainability: ``2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem.
+        complexity: Multiply-accumulates of one sample since the block before.
+        share: The share of the model's whole complexity, 0 to 1; NaN where the model has none. What follows the last
+            block, the head, belongs to no block.
+        findings: What stands out, in plain words, each with the rule behind it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    entropy: float
+    step: float
+    spectral_norm: float
+    trainability: float
+    complexity: float
+    share: float
+    findings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """A model looked at block by block; prints as a table.
+
+    Attributes:
+        blocks: A :class:`BlockDiagnosis` for the stem and each block, in the order of execution.
+        scores: What the model scored with the evaluator's proxies.
+        findings: What stands out in the model as a whole; the first says how the blocks were chosen.
+    """
+
+    blocks: tuple[BlockDiagnosis, ...]
+    scores: ProxyScores
+    findings: tuple[str, ...]
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Return a dict for each block that JSON can hold: NaN is ``None``, an infinity a string such as ``"-inf"``."""
+        return [{name: _plain(value) for name, value in dataclasses.asdict(block).items()} for block in self.blocks]
+
+    def __str__(self) -> str:
+        header = ["block", "shape", "entropy", "step", "sigma", "trainability", "MACs", "share"]
+        rows = [header]
+        for block in self.blocks:
+            numbers = (
+                (block.entropy, ".2f"),
+                (block.step, "+.2f"),
+                (block.spectral_norm, ".3g"),
+                (block.trainability, ".3g"),
+            )
+            rows.append(
+                [
+                    block.name,
+                    "x".join(map(str, block.shape)),
+                    *("-" if math.isnan(value) else format(value, form) for value, form in numbers),
+                    _with_unit(block.complexity),
+                    "-" if math.isnan(block.share) else f"{block.share:.1%}",
+                ]
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row, findings in zip(rows, [(), *(block.findings for block in self.blocks)], strict=True):
+            cells = [
+                cell.ljust(n) if k < 2 else cell.rjust(n) for k, (cell, n) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
+            lines += [f"    ! {finding}" for finding in findings]
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.as_dict().items())
+        return "\n".join([*lines, "", f"scores: {scores}", *(f"- {finding}" for finding in self.findings)])
+
+
+def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
+    """Look at a model block by block: where it loses expressivity or gradients, and what costs much for little.
+
+    The rules, for each block:
+
+    * *dead*: the entropy is 0 or undefined, as the output is constant or not finite.
+    * *collapsed*: fewer than a tenth of the directions that the features could have; ``exp(entropy)`` counts
+      directions. Sound networks keep a third and more.
+    * *loses expressivity*: a step of -0.29 nats or less, a quarter of the directions before. If the block
+      has fewer channels than it is given, that is said too.
+    * *gradients die* or *explode*: sigma below 0.5 or above 2 (where ``trainability`` is below -0.5), as ten such
+      blocks in a row change gradients a thousandfold.
+    * *does nothing*: its Jacobian is the identity.
+    * *costs much for little*: at least twice the average share of the complexity, and a step below 0.05 nats.
+
+    And for the model: how the blocks were chosen; the product of all sigmas beyond a factor of a thousand;
+    no growth of entropy from the first block to the last; a score that is not finite, with the block that is to blame.
+
+    Args:
+        model: The model; it comes back untouched.
+        evaluator: Says on what inputs, with which weights and which blocks to look. All four AZ-NAS proxies are
+            computed, whether it names them or not.
+
+    Returns:
+        The diagnosis: ``print`` it, or take its ``blocks``, ``findings`` and ``as_dicts()``.
+
+    Raises:
+        ProxyEvaluationError: The model cannot be scored.
+        TypeError: ``model`` is no ``torch.nn.Module``, or ``evaluator`` no :class:`ProxyEvaluator`.
+
+    Example:
+        >>> from torch import nn
+        >>> def conv(c_in, c_out):
+        ...     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU())
+        >>> model = nn.Sequential(conv(3, 16), conv(16, 2), conv(2, 16))
+        >>> diagnosis = diagnose(model, ProxyEvaluator(input_shape=(3, 16, 16), device="cpu"))
+        >>> print(diagnosis.blocks[1].findings[0])
+        loses expressivity: ... (step -... nats, rule: -0.29 or less); it narrows from 16 channels to 2
+    """
+    if not isinstance(evaluator, ProxyEvaluator):
+        raise TypeError(f"evaluator must be a ProxyEvaluator; got {type(evaluator).__name__}.")
+    complete = copy.copy(evaluator)
+    complete.proxies = (*evaluator.proxies, *(name for name in AZNAS_PROXIES if name not in evaluator.proxies))
+    full = complete(model)
+    values = full.as_dict()
+    scores = ProxyScores(
+        [values[name] for name in evaluator.proxies],
+        names=evaluator.proxies,
+        blocks=full.blocks,
+        seconds=full.seconds,
+    )
+    total = values["complexity"]
+    blocks = []
+    for i, block in enumerate(full.blocks):
+        share = block.complexity / total if total > 0 else math.nan
+        before = full.blocks[i - 1] if i else None
+        fields = dataclasses.asdict(block)
+        blocks.append(BlockDiagnosis(**fields, share=share, findings=_findings(block, before, share, len(full.blocks))))
+    return Diagnosis(tuple(blocks), scores, (_how_chosen(evaluator, blocks), *_model_findings(blocks, values)))
+
+
+def _findings(block: BlockScores, before: BlockScores | None, share: float, n_blocks: int) -> tuple[str, ...]:
+    rules: Sequence[Callable[[], str | None]] = (
+        lambda: _entropy_finding(block),
+        lambda: _step_finding(block, before),
+        lambda: _gradient_finding(block),
+        lambda: _cost_finding(block, share, n_blocks),
+    )
+    return tuple(finding for finding in (rule() for rule in rules) if finding)
+
+
+def _entropy_finding(block: BlockScores) -> str | None:
+    if math.isnan(block.entropy):
+        return "dead: the output is constant or not finite (rule: its channels have no finite variance)"
+    if block.entropy < ONE_DIRECTION:
+        return f"dead: all channels carry one signal (rule: entropy below {ONE_DIRECTION} nats)"
+    directions, possible = math.exp(block.entropy), channels_of(block.shape)
+    if directions < COLLAPSED * possible:
+        return (
+            f"collapsed: the features vary along {directions:.1f} of {possible} directions "
+            f"(rule: fewer than {COLLAPSED:.0%})"
+        )
+    return None
+
+
+def _step_finding(block: BlockScores, before: BlockScores | None) -> str | None:
+    limit = math.log(1 - LOST_DIRECTIONS)
+    if before is None or not block.step <= limit:
+        return None
+    finding = (
+        f"loses expressivity: {1 - math.exp(block.step):.0%} of the directions are gone "
+        f"(step {block.step:+.2f} nats, rule: {limit:.2f} or less)"
+    )
+    channels = channels_of(before.shape), channels_of(block.shape)
+    if channels[1] < channels[0]:
+        finding += f"; it narrows from {channels[0]} channels to {channels[1]}"
+    return finding
+
+
+def _gradient_finding(block: BlockScores) -> str | None:
+    sigma = block.spectral_norm
+    if is_identity(block):
+        return "does nothing: it hands on what it is given (rule: its Jacobian is the identity)"
+    if sigma == 0.0:
+        return "no gradient passes: the output does not depend on the input (rule: sigma 0)"
+    if block.trainability < LOW_TRAINABILITY and not math.isnan(sigma):
+        what, rule = ("die", "below 0.5") if sigma < 1 else ("explode", "above 2")
+        return f"gradients {what}: the block multiplies them by about {sigma:.2g} (rule: sigma {rule})"
+    return None
+
+
+def _cost_finding(block: BlockScores, share: float, n_blocks: int) -> str | None:
+    average = 1 / n_blocks
+    if share >= COSTLY * average and block.step < LITTLE:
+        return (
+            f"costs much for little: {share:.0%} of the complexity for a step of {block.step:+.2f} nats "
+            f"(rule: at least {COSTLY * average:.0%}, twice the average, and a step below {LITTLE})"
+        )
+    return None
+
+
+def is_identity(block: BlockScores | BlockDiagnosis) -> bool:
+    """Whether a block hands on what it is given: it has a finite sigma, and yet no finite trainability."""
+    return math.isfinite(block.spectral_norm) and not math.isfinite(block.trainability)
+
+
+def channels_of(shape: tuple[int, ...]) -> int:
+    """Channels of a feature of this shape, without batch dimension; vectors and tokens have them last."""
+    return shape[0] if len(shape) > 2 else shape[-1]
+
+
+def _model_findings(blocks: Sequence[BlockDiagnosis], values: dict[str, float]) -> list[str]:
+    findings = []
+    for name in AZNAS_PROXIES:
+        if not math.isfinite(values[name]):
+            culprits = [block.name for block in blocks[1:] if _spoils(block, name)]
+            culprits = culprits or [blocks[0].name]
+            findings.append(f"{name} is {values[name]}: look at {_listed(culprits)}")
+    sigmas = [b.spectral_norm for b in blocks if b.spectral_norm > 0 and math.isfinite(b.spectral_norm)]
+    product = math.prod(sigmas)
+    if sigmas and not 1 / GRADIENT_RANGE <= product <= GRADIENT_RANGE:
+        what = "die" if product < 1 else "explode"
+        findings.append(
+            f"gradients {what} over the whole depth: the sigmas of {len(sigmas)} blocks multiply to {product:.2g} "
+            f"(rule: beyond a factor of {GRADIENT_RANGE:.0f})"
+        )
+    steps = [block.step for block in blocks[1:]]
+    if steps and all(map(math.isfinite, steps)):
+        if sum(steps) < 0:
+            findings.append(
+                f"expressivity falls over the whole depth: the entropy goes from {blocks[0].entropy:.2f} to "
+                f"{blocks[-1].entropy:.2f} nats (rule: it should grow)"
+            )
+        worst = min(blocks[1:], key=lambda block: block.step)
+        findings.append(f"the weakest step is {worst.name}'s, {worst.step:+.2f} nats: it decides progressivity")
+    idle = [block.name for block in blocks if is_identity(block)]
+    if idle:
+        findings.append(f"{len(idle)} of {len(blocks)} blocks do nothing: {_listed(idle)}")
+    return findings
+
+
+def _spoils(block: BlockDiagnosis, proxy: str) -> bool:
+    value = {
+        "expressivity": block.entropy,
+        "progressivity": block.step,
+        "trainability": block.trainability,
+        "complexity": block.complexity,
+    }[proxy]
+    return not math.isfinite(value)
+
+
+def _how_chosen(evaluator: ProxyEvaluator, blocks: Sequence[BlockDiagnosis]) -> str:
+    if evaluator.blocks is None or evaluator.blocks == "auto":
+        how = "found automatically"
+    elif callable(evaluator.blocks):
+        how = "chosen by the callable given as blocks"
+    else:
+        how = "named by blocks="
+    return f"{len(blocks)} features, {how}: {_listed([block.name for block in blocks])}"
+
+
+def _listed(names: Sequence[str], at_most: int = 8) -> str:
+    if len(names) <= at_most:
+        return ", ".join(names)
+    return f"{', '.join(names[: at_most - 1])}, ... {names[-1]}"
+
+
+def _with_unit(number: float) -> str:
+    if not math.isfinite(number):
+        return "-"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
