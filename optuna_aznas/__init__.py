@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optuna_aznas import dashboard as dashboard
     from optuna_aznas import spaces as spaces
+    from optuna_aznas import visualization as visualization
     from optuna_aznas.aggregation import aggregate as aggregate
     from optuna_aznas.proxies import ProxyEvaluationError as ProxyEvaluationError
     from optuna_aznas.proxies import ProxyEvaluator as ProxyEvaluator
@@ -43,13 +45,15 @@ _HOME = {
     "should_prune": "pruner",
 }
 
-__all__ = [*sorted(_HOME), "spaces"]
+_MODULES = ("dashboard", "spaces", "visualization")
+
+__all__ = [*sorted(_HOME), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    elif name == "spaces":
+    elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from optuna_aznas.visualization._plotly import (
     BLUE,
@@ -34,8 +35,8 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
     """Plot a model block by block; or two models side by side, on the same scales.
 
     From top to bottom: the entropy of each block's features, its step from the block before (negative where
-    expressivity is lost), the spectral norm of the block's mean Jacobian (gradients grow above 1 and die towards 0), and
-    the block's share of the model's complexity.
+    expressivity is lost), the spectral norm of the block's mean Jacobian (gradients grow above 1 and die towards 0),
+    and the block's share of the model's complexity.
 
     Args:
         subject: What :func:`~optuna_aznas.diagnose` returns, a :class:`~optuna_aznas.ProxyScores`, or a pair of a
@@ -58,17 +59,17 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
         labels = [_label(each) for each in subjects]
     if len(labels) != len(subjects):
         raise ValueError(f"labels must name each of the {len(subjects)} models; got {list(labels)}.")
-    figure = new_figure(TITLE, " and ".join(plain(label) for label in labels))
+    figure = new_figure(TITLE, [plain(label) for label in labels])
     figure.update_layout(showlegend=False, bargap=0.25)
     width, gap = (1.0, 0.0) if len(subjects) == 1 else (0.47, 0.06)
-    height, space = 0.205, 0.06
+    height = 0.2
+    space = (1.0 - len(_ROWS) * height) / (len(_ROWS) - 1)
     for column, (blocks, label) in enumerate(zip(profiles, labels, strict=True)):
         left = column * (width + gap)
         for row, title in enumerate(_ROWS):
             panel = row * len(subjects) + column + 1
             suffix = "" if panel == 1 else str(panel)
-            first = row * len(subjects) + 1
-            top = 1.0 - row * (height + space)
+            bottom = max(0.0, (len(_ROWS) - 1 - row) * (height + space))
             _add_panel(figure, go, row, blocks, suffix)
             last = row == len(_ROWS) - 1
             ticks = list(range(0, len(blocks), math.ceil(len(blocks) / _TICKS)))
@@ -85,13 +86,12 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
                 matches=None if row == 0 else f"x{'' if column == 0 else column + 1}",
             )
             y_axis = axis(
-                domain=[top - height, top],
+                domain=[bottom, min(1.0, bottom + height)],
                 anchor=f"x{suffix}",
                 title={"text": title if column == 0 else "", "font": {"size": 10}},
-                matches=None if panel == first else f"y{'' if first == 1 else first}",
+                range=_range_of_row([_values(blocks, row) for blocks in profiles]),
                 nticks=4,
                 tickfont={"size": 9},
-                rangemode="tozero",
                 tickformat=".0%" if last else None,
             )
             figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
@@ -102,10 +102,11 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
                 y=1.0,
                 xref="paper",
                 yref="paper",
+                xanchor="center",
                 yanchor="bottom",
                 showarrow=False,
             )
-    figure.update_layout(margin={"b": 80})
+    figure.update_layout(height=640, margin={"b": 80})
     return figure
 
 
@@ -133,17 +134,28 @@ def _short(name: str) -> str:
     return name if len(name) <= 22 else "…" + name[-21:]
 
 
-def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix: str) -> None:
-    x = list(range(len(blocks)))
+def _values(blocks: Sequence[Any], row: int) -> npt.NDArray[np.float64]:
+    """Return what a row of panels shows of each block; NaN for what is not finite."""
     total = sum(block.complexity for block in blocks if math.isfinite(block.complexity))
-    values = np.array(
-        [
-            (block.entropy, block.step, block.spectral_norm, block.complexity / total if total else math.nan)[row]
-            for block in blocks
-        ],
-        dtype=float,
-    )
-    values = np.where(np.isfinite(values), values, np.nan)
+    # A diagnosis knows the whole model's complexity; otherwise the blocks' own is all that there is.
+    shares = [getattr(block, "share", block.complexity / total if total else math.nan) for block in blocks]
+    shown = [
+        (block.entropy, block.step, block.spectral_norm, share)[row]
+        for block, share in zip(blocks, shares, strict=True)
+    ]
+    return np.array([value if math.isfinite(value) else math.nan for value in shown])
+
+
+def _range_of_row(rows: Sequence[npt.NDArray[np.float64]]) -> list[float]:
+    """Return one range, with 0 in it, for the panels beside each other."""
+    values = np.concatenate([[0.0], *rows])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = 0.08 * (high - low) or 1.0
+    return [low - margin if low < 0 else 0.0, high + margin]
+
+
+def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix: str) -> None:
+    x, values = list(range(len(blocks))), _values(blocks, row)
     common: dict[str, Any] = {
         "x": x,
         "y": [None if math.isnan(value) else round(float(value), 5) for value in values],

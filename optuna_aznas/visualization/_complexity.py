@@ -67,7 +67,7 @@ def plot_complexity(
         counted(over, "above the budget"),
         counted(int(np.count_nonzero(~finite)), "not finite, left out"),
     )
-    figure = new_figure(TITLE, scored.summary(*remarks))
+    figure = new_figure(TITLE, [*scored.summary(), *remarks])
     add_trials(
         figure,
         scored,
@@ -81,7 +81,7 @@ def plot_complexity(
     )
     _add_frontier(figure, scored, cost)
     figure.update_layout(
-        xaxis=axis(title_text=_unit(proxy), type="log" if log else "linear", tickformat="~s"),
+        xaxis=axis(title_text=_unit(proxy), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
         yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds)),
     )
     if budget:

@@ -13,6 +13,7 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
+    number,
     plain,
     shown_range,
 )
@@ -54,10 +55,18 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
         for name, column in zip(scored.names, ranks.T, strict=True)
     ]
     s = np.clip(scored.scores[rows], low, 0.0)
-    figure = new_figure(TITLE, scored.summary(shown, "the best has the highest rank"))
+    s_ticks = np.linspace(low, 0.0, 5)
+    s_axis = {
+        "label": "S",
+        "values": compact(s),
+        "range": [low, 0],
+        "tickvals": s_ticks.tolist(),
+        "ticktext": [number(tick) for tick in s_ticks],
+    }
+    figure = new_figure(TITLE, [*scored.summary(), shown, "the best has the highest rank"])
     figure.add_trace(
         graph_objects().Parcoords(
-            dimensions=[*dimensions, {"label": "S", "values": compact(s), "range": [low, 0]}],
+            dimensions=[*dimensions, s_axis],
             line={
                 "color": compact(s),
                 "colorscale": COLORSCALE,
@@ -69,5 +78,5 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
             labelfont={"size": 11},
         )
     )
-    figure.update_layout(margin={"l": 60, "r": 30, "t": 100, "b": 30})
+    figure.update_layout(margin={"l": 60, "r": 30, "t": figure.layout.margin.t + 40, "b": 30})
     return figure

@@ -22,6 +22,9 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#9
 #: Light to dark, for S: the best stand out on white.
 COLORSCALE = "Viridis_r"
 
+#: Characters of remarks on one line, at the width that optuna-dashboard gives a figure.
+_LINE = 78
+
 #: How much of a text given by the user is shown.
 _LONGEST = 60
 
@@ -50,25 +53,39 @@ def graph_objects() -> Any:
     return go
 
 
-def new_figure(title: str, subtitle: str = "") -> Figure:
+def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
     """Return an empty figure in the package's look.
 
     Args:
         title: Plotly text; what a user has written must have been through :func:`plain`.
-        subtitle: The same, for a smaller line below.
+        remarks: The same, for smaller lines below; empty ones are left out.
     """
+    lines: list[str] = []
+    for remark in filter(None, remarks):
+        if lines and len(lines[-1]) + len(remark) < _LINE:
+            lines[-1] += f" · {remark}"
+        else:
+            lines.append(remark)
     figure = graph_objects().Figure()
-    text = f"{title}<br><span style='font-size:12px;color:#666666'>{subtitle}</span>" if subtitle else title
+    below = "".join(f"<br><span style='font-size:12px;color:#666666'>{line}</span>" for line in lines)
     figure.update_layout(
         # Without it plotly adds its default template, 7 KB, to every figure that is stored.
         template="none",
-        title={"text": text, "x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
+        title={
+            "text": title + below,
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 0.97,
+            "yanchor": "top",
+            "font": {"size": 16},
+        },
         font=_FONT,
         paper_bgcolor="white",
         plot_bgcolor="white",
         hovermode="closest",
-        margin={"l": 60, "r": 24, "t": 70, "b": 50},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        margin={"l": 60, "r": 24, "t": 50 + 17 * len(lines), "b": 50},
+        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
     )
     return figure
 
@@ -115,24 +132,20 @@ def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
     return array.astype(np.float32) if np.all(np.abs(array[np.isfinite(array)]) < 1e38) else array.astype(np.float64)
 
 
-def shown_range(values: npt.NDArray[np.float64], tail: float = 0.02) -> tuple[float, float]:
-    """Return an axis range that outliers do not stretch: most values fill it.
+def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return an axis range that outliers do not stretch.
+
+    An outlier lies more than three times the distance between the quartiles beyond them ("far out", Tukey).
 
     Args:
         values: At least one finite number.
-        tail: Share of the values that may lie outside at either end, where they are far off.
     """
     finite = values[np.isfinite(values)]
-    low, middle_low, middle_high, high = np.quantile(finite, [0.0, tail, 1.0 - tail, 1.0])
-    span = middle_high - middle_low
-    low, high = max(low, middle_low - 0.5 * span), min(high, middle_high + 0.5 * span)
+    low, first, third, high = np.quantile(finite, [0.0, 0.25, 0.75, 1.0])
+    if third > first:
+        low, high = max(low, first - 3.0 * (third - first)), min(high, third + 3.0 * (third - first))
     margin = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
     return float(low - margin), float(high + margin)
-
-
-def joined(parts: Iterable[str]) -> str:
-    """Return the parts that say something, as one line."""
-    return " · ".join(part for part in parts if part)
 
 
 def counted(n: int, what: str) -> str:

@@ -89,7 +89,9 @@ def _add_density(
     if not inside.any() or low == high:
         return
     across = np.log10(x) if log_x else x
-    counts, x_edges, y_edges = np.histogram2d(across[inside], y[inside], bins=_CELLS, range=[_extent(across), [low, high]])
+    counts, x_edges, y_edges = np.histogram2d(
+        across[inside], y[inside], bins=_CELLS, range=[_extent(across), [low, high]]
+    )
     middles = 0.5 * (x_edges[1:] + x_edges[:-1])
     shade = np.log1p(counts.T)
     figure.add_trace(

@@ -30,7 +30,7 @@ def plot_proxy_importance(study: Study, **arguments: Any) -> Figure:
 
     go = graph_objects()
     importance: Mapping[str, Any] = proxy_importance(study, **arguments)
-    figure = new_figure(TITLE, "mean and standard deviation")
+    figure = new_figure(TITLE, ["mean and standard deviation"])
     figure.add_trace(
         go.Bar(
             x=[float(entry.mean) for entry in importance.values()],

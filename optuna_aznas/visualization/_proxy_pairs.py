@@ -21,7 +21,6 @@ from optuna_aznas.visualization._plotly import (
     counted,
     empty_figure,
     graph_objects,
-    joined,
     new_figure,
     plain,
     shown_range,
@@ -90,7 +89,7 @@ def rank_correlation(table: _Floats) -> _Floats:
 
 
 def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) -> Figure:
-    figure = new_figure(f"{TITLE}: rank correlation", scored.summary("Spearman's ρ"))
+    figure = new_figure(f"{TITLE}: rank correlation", [*scored.summary(), "Spearman's ρ"])
     labels = [plain(name) for name in names]
     figure.add_trace(
         graph_objects().Heatmap(
@@ -108,9 +107,7 @@ def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) 
     return figure
 
 
-def _panels(
-    scored: ScoredTrials, names: list[str], table: _Floats, correlation: _Floats, max_points: int
-) -> Figure:
+def _panels(scored: ScoredTrials, names: list[str], table: _Floats, correlation: _Floats, max_points: int) -> Figure:
     m = len(names)
     pairs = list(itertools.combinations(range(m), 2))
     rows = best_and_some(scored.scores, max(2, max_points // len(pairs)))
@@ -121,7 +118,7 @@ def _panels(
     drawn = np.clip(table[rows], lows + inset, highs - inset)
     outside = np.any(drawn != table[rows], axis=1)
     remark = counted(int(np.count_nonzero(outside)), "with a score off the axes (grey, on the border)")
-    figure = new_figure(TITLE, joined([scored.summary(shown, remark)]))
+    figure = new_figure(TITLE, [*scored.summary(), shown, remark])
     figure.update_layout(showlegend=False)
     size = (1.0 - _GAP * (m - 2)) / (m - 1)
     for panel, (column, row) in enumerate(pairs, start=1):

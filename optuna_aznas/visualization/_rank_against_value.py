@@ -20,7 +20,6 @@ from optuna_aznas.visualization._plotly import (
     counted,
     empty_figure,
     graph_objects,
-    joined,
     new_figure,
     plain,
     shown_range,
@@ -73,10 +72,10 @@ def plot_rank_against_value(
         return empty_figure(TITLE, "No scored trial has been trained yet.")
     s = scored.scores[rows]
     figure = new_figure(
-        TITLE, joined([_correlation(s, values), counted(int(np.count_nonzero(~finite)), "values not finite, left out")])
+        TITLE, [*_correlation(s, values), counted(int(np.count_nonzero(~finite)), "values not finite, left out")]
     )
     chosen = best_and_some(s, max(2, max_points))
-    low, _ = shown_range(s, tail=0.005)
+    low, _ = shown_range(s)
     figure.add_trace(
         graph_objects().Scatter(
             x=compact(s[chosen]),
@@ -121,8 +120,9 @@ def _value(trial: FrozenTrial, target: Callable[[FrozenTrial], float] | None) ->
     return float("nan") if value is None else float(value)
 
 
-def _correlation(s: np.ndarray, values: np.ndarray) -> str:
+def _correlation(s: np.ndarray, values: np.ndarray) -> list[str]:
     trials = f"{len(s):,} trained trials" if len(s) > 1 else "1 trained trial"
     if len(np.unique(s)) < 2 or len(np.unique(values)) < 2:
-        return trials
-    return f"{trials} · Kendall's τ {kendalltau(s, values).statistic:.2f}, Spearman's ρ {spearmanr(s, values).statistic:.2f}"
+        return [trials]
+    tau, rho = kendalltau(s, values).statistic, spearmanr(s, values).statistic
+    return [trials, f"Kendall's τ {tau:.2f}, Spearman's ρ {rho:.2f}"]

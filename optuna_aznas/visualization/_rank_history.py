@@ -49,7 +49,7 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
     bounds = (low, -0.04 * low)  # S is at most 0
     below = int(np.count_nonzero(scored.scores < low))
     remarks = in_density(len(scored), max_points), counted(below, "below the axis (double click)")
-    figure = new_figure(TITLE, scored.summary(*remarks))
+    figure = new_figure(TITLE, [*scored.summary(), *remarks])
     add_trials(
         figure,
         scored,

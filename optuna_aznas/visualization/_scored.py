@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from optuna_aznas._history import StudyHistory
 from optuna_aznas._records import is_feasible
-from optuna_aznas.visualization._plotly import counted, joined
+from optuna_aznas.visualization._plotly import counted
 
 _Floats = npt.NDArray[np.float64]
 
@@ -88,13 +88,11 @@ class ScoredTrials:
         """Which trials a leaderboard would show: completed and feasible ones. Shape (n,)."""
         return self.states == "complete"
 
-    def summary(self, *remarks: str) -> str:
-        """Return a line on how many trials are shown, with remarks."""
+    def summary(self) -> list[str]:
+        """Return remarks on how many trials there are, and how many of them are not shown for want of scores."""
         words = {"fail": "failed", "complete": "completed"}
-        without = ", ".join(f"{count:,} {words.get(state, state)}" for state, count in self.without.items())
-        return joined(
-            [counted(len(self), "scored trials"), f"without scores: {without}" if without else "", *filter(None, remarks)]
-        )
+        without = ", ".join(f"{count:,} {words.get(state, state)}" for state, count in sorted(self.without.items()))
+        return [counted(len(self), "scored trials"), f"without scores: {without}" if without else ""]
 
 
 def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
