@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from optuna_aznas import spaces as spaces
     from optuna_aznas import visualization as visualization
     from optuna_aznas.aggregation import aggregate as aggregate
+    from optuna_aznas.importance import ProxyImportance as ProxyImportance
+    from optuna_aznas.importance import proxy_importance as proxy_importance
     from optuna_aznas.proxies import ProxyEvaluationError as ProxyEvaluationError
     from optuna_aznas.proxies import ProxyEvaluator as ProxyEvaluator
     from optuna_aznas.proxies import ProxyScores as ProxyScores
@@ -34,12 +36,14 @@ _HOME = {
     "AZNASSampler": "sampler",
     "ProxyEvaluationError": "proxies",
     "ProxyEvaluator": "proxies",
+    "ProxyImportance": "importance",
     "ProxyScores": "proxies",
     "aggregate": "aggregation",
     "best_trials": "study",
     "create_study": "study",
     "diagnose": "proxies",
     "leaderboard": "study",
+    "proxy_importance": "importance",
     "rank_scores": "study",
     "record": "study",
     "should_prune": "pruner",
