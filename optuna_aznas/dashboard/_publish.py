@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas import visualization
 from optuna_aznas._arguments import check_count
-from optuna_aznas._records import recorded_scores, values_are_scores
+from optuna_aznas._records import BUDGET_KEY, recorded_scores, values_are_scores
 from optuna_aznas.dashboard._lease import publishing
 from optuna_aznas.dashboard._section import with_section
 from optuna_aznas.dashboard._study_note import study_note
@@ -27,9 +27,6 @@ from optuna_aznas.visualization._scored import ScoredTrials
 
 #: System attribute of the study: numbers of the trials that have a note of ours.
 NOTED_KEY = "aznas:noted"
-
-#: User attribute of the study: the budget that its networks keep to, in multiply-accumulates.
-BUDGET_KEY = "aznas:budget"
 
 #: Prefix of the figures' ids.
 _PREFIX = "aznas-"
