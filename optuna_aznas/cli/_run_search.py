@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -16,7 +16,6 @@ from tqdm import tqdm
 import optuna_aznas as az
 from optuna_aznas._history import StudyHistory
 from optuna_aznas._records import BUDGET_KEY
-from optuna_aznas.cli._budget import COMPLEXITY_KEY, constraint, within
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
 from optuna_aznas.cli._output import print_leaderboard
@@ -25,6 +24,9 @@ from optuna_aznas.proxies import DEFAULT
 
 #: User attribute of the study: how its networks are scored. Scores are compared, so this is the same throughout.
 SETTINGS_KEY = "aznas:search"
+
+#: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
+COMPLEXITY_KEY = "aznas:complexity"
 
 #: A search ends when so many networks one after the other could not be scored.
 _MOST_FAILURES = 5
@@ -54,8 +56,7 @@ def search(options: argparse.Namespace) -> int:
         raise UsageError("--budget needs 'complexity' among --proxies.")
     sampler = az.AZNASSampler(
         seed=options.seed,
-        constraints_func=None if limit is None else constraint(limit),
-        accept=None if limit is None else within(limit, build, settings["input_shape"]),
+        constraints_func=None if limit is None else _within(limit),
     )
     try:
         study = az.create_study(
@@ -72,6 +73,15 @@ def search(options: argparse.Namespace) -> int:
     status = _Run(study, build, evaluator, options).optimize()
     print_leaderboard(study, options.n, options.format)
     return status
+
+
+def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
+    """Return a ``constraints_func``: networks above the budget are infeasible, hence neither parents nor printed.
+
+    To reject candidates before they are scored, by ``accept``, their multiply-accumulates would have to be counted; for
+    small networks that takes as long as scoring them.
+    """
+    return lambda trial: (trial.user_attrs[COMPLEXITY_KEY] / budget - 1.0,)
 
 
 def _space(name: str) -> tuple[_Build, tuple[int, ...] | None]:
@@ -118,7 +128,8 @@ def _settings(
     }
     if stored == {} and options.budget is not None:
         raise CommandError(
-            f"study {name!r} was not made by this command, so its networks keep to no budget. Choose another --study-name."
+            f"study {name!r} was not made by this command, so its networks keep to no budget. Choose another "
+            "--study-name."
         )
     stored = {key: tuple(value) if isinstance(value, list) else value for key, value in (stored or {}).items()}
     settings = {}
@@ -137,6 +148,8 @@ def _settings(
 
 def _words(key: str, value: Any) -> str:
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    if key == "budget" and value is not None:
+        return f"--budget {value:.10g}"
     option = "space" if key == "space" else f"--{key.replace('_', '-')}"
     return f"no {option}" if value is None else f"{option} {shown}"
 

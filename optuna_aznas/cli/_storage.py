@@ -51,12 +51,17 @@ def _open(kind: str, rest: str, url: str) -> BaseStorage:
         if proxy is None:
             raise CommandError(f"Optuna {optuna.__version__} has no gRPC proxy; install a newer one.")
         return proxy(host=server.hostname or "localhost", port=server.port or 13000)
+    retry: dict[str, Any]
+    if hasattr(optuna.storages, "RetryHeartbeatStaleTrialCallback"):  # Optuna 4.9 renamed it
+        retry = {"heartbeat_stale_trial_callback": optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1)}
+    else:
+        retry = {"failed_trial_callback": optuna.storages.RetryFailedTrialCallback(max_retry=1)}
     return optuna.storages.RDBStorage(
         url,
         engine_kwargs={"pool_pre_ping": True},  # a connection that broke is replaced
         heartbeat_interval=30,  # a trial whose worker has died is given up after a minute, and tried once more
         grace_period=60,
-        failed_trial_callback=optuna.storages.RetryFailedTrialCallback(max_retry=1),
+        **retry,
     )
 
 
