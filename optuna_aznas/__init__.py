@@ -10,8 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optuna_aznas import dashboard as dashboard
     from optuna_aznas import spaces as spaces
+    from optuna_aznas import visualization as visualization
     from optuna_aznas.aggregation import aggregate as aggregate
+    from optuna_aznas.importance import ProxyImportance as ProxyImportance
+    from optuna_aznas.importance import proxy_importance as proxy_importance
     from optuna_aznas.proxies import ProxyEvaluationError as ProxyEvaluationError
     from optuna_aznas.proxies import ProxyEvaluator as ProxyEvaluator
     from optuna_aznas.proxies import ProxyScores as ProxyScores
@@ -32,24 +36,28 @@ _HOME = {
     "AZNASSampler": "sampler",
     "ProxyEvaluationError": "proxies",
     "ProxyEvaluator": "proxies",
+    "ProxyImportance": "importance",
     "ProxyScores": "proxies",
     "aggregate": "aggregation",
     "best_trials": "study",
     "create_study": "study",
     "diagnose": "proxies",
     "leaderboard": "study",
+    "proxy_importance": "importance",
     "rank_scores": "study",
     "record": "study",
     "should_prune": "pruner",
 }
 
-__all__ = [*sorted(_HOME), "spaces"]
+_MODULES = ("dashboard", "spaces", "visualization")
+
+__all__ = [*sorted(_HOME), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    elif name == "spaces":
+    elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

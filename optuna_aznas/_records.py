@@ -15,6 +15,9 @@ SCORES_KEY = "aznas:scores"
 #: User attribute: names of the parameters that had been suggested when the scores were recorded.
 ARCHITECTURE_KEY = "aznas:architecture"
 
+#: User attribute of a study: the multiply-accumulates that its networks may take.
+BUDGET_KEY = "aznas:budget"
+
 
 def record(trial: BaseTrial, scores: Mapping[str, float] | Any) -> None:
     """Put a network's scores on a trial.

@@ -35,6 +35,9 @@ from optuna_aznas.proxies.wholegraph import NotFoundError, run_whole
 #: The proxies that are computed unless others are named.
 DEFAULT = AZNAS_PROXIES
 
+#: The four and two more that tell other things: the best assembly on NAS-Bench-201, at about three times the cost.
+EXTENDED = (*AZNAS_PROXIES, "jacobian_covariance", "zico")
+
 #: All that can be named in ``ProxyEvaluator(proxies=...)``.
 ALL_PROXIES = (*AZNAS_PROXIES, *TRANSFORMER_PROXIES, *CLASSIC_PROXIES)
 

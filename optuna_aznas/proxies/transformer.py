@@ -98,9 +98,9 @@ class TokenInteractionObserver:
     flows back from the drawn ones through that block alone. What arrives at the others has crossed. As a block that
     mixes evenly sends half of what crosses to positions that are drawn too, the block's interaction is
 
-        2 |g at the others|^2 / |g|^2
+        2 * (energy of g at the others) / (energy of g)
 
-    0 for an MLP, a 1 x 1 convolution or an identity, about 1 where a token's result has nothing of its own input. The
+    with the energy the sum of squares: 0 for an MLP, a 1 x 1 convolution or an identity, about 1 where a token's result has nothing of its own input. The
     proxy ``token_interaction`` is the sum over the blocks. Blocks that change the number of positions are left out.
 
     Args:

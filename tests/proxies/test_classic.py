@@ -221,7 +221,7 @@ def test_what_is_not_named_costs_nothing(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("optuna_aznas.proxies.evaluator.ClassicProxies", forbidden)
         ProxyEvaluator((3, 8, 8), device="cpu")(Small())
-    monkeypatch.setattr("optuna_aznas.proxies.evaluator.find_blocks", forbidden)
+    monkeypatch.setattr("optuna_aznas.proxies.evaluator.plan_blocks", forbidden)
     monkeypatch.setattr("optuna_aznas.proxies.classic.call_model", forbidden)
     scores = ProxyEvaluator((3, 8, 8), proxies=("parameters", "trainable_layers"), device="cpu")(Small())
     assert scores.trainable_layers == 4

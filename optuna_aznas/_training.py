@@ -1,0 +1,121 @@
+"""What a study's trainings gave, and how they were trained, as numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_aznas._records import architecture_names
+from optuna_aznas.aggregation import Parameters
+
+_Floats = npt.NDArray[np.float64]
+
+_Space = Mapping[str, BaseDistribution]
+
+
+def results(trials: Sequence[FrozenTrial], direction: StudyDirection) -> _Floats:
+    """Return the trials' places by what their trainings gave, bigger is better; NaN for those that were not trained.
+
+    As TPE orders them: completed trials by their value; below them those that were pruned after some steps of
+    training, by how far they came, then by the last value reported. A value that is NaN is the lowest.
+    """
+    sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+    keys: list[tuple[float, float, float] | None] = []
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE and trial.values is not None:
+            keys.append((1.0, 0.0, _sortable(sign * trial.values[0])))
+        elif trial.state == TrialState.PRUNED and trial.intermediate_values:
+            step, value = max(trial.intermediate_values.items())
+            keys.append((0.0, float(step), _sortable(sign * value)))
+        else:
+            keys.append(None)
+    places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
+    return np.array([math.nan if key is None else places[key] for key in keys])
+
+
+class Encoder:
+    """Turns parameters into columns of numbers.
+
+    A categorical parameter has a column for each choice; a number has one, its place between its bounds on its
+    distribution's own scale. Where a parameter is absent, all of its columns are 0 but one that says so. Parameters
+    with equal distributions (the operations of several edges, the widths of several layers) are pooled as well: the
+    sums of their columns, divided by the square root of their number.
+
+    Args:
+        space: The parameters and their distributions.
+    """
+
+    def __init__(self, space: _Space) -> None:
+        self.space = {name: d for name, d in space.items() if not d.single()}
+        self._start: dict[str, int] = {}
+        width = 0
+        for name, distribution in self.space.items():
+            self._start[name] = width
+            width += _width(distribution)
+        self._width = width
+        groups: dict[str, list[str]] = {}
+        for name, distribution in self.space.items():
+            groups.setdefault(repr(distribution), []).append(name)
+        self._groups = [group for group in groups.values() if len(group) > 1]
+
+    def __call__(self, params: Sequence[Mapping[str, Any]]) -> Parameters:
+        """Return the rows of some networks' parameters; those that are not in the space are left out."""
+        single = np.zeros((len(params), self._width))
+        for name, distribution in self.space.items():
+            start, width = self._start[name], _width(distribution)
+            for row, values in zip(single, params, strict=True):
+                _write(row[start : start + width], distribution, values.get(name, _ABSENT))
+        pooled = [
+            sum(single[:, self._start[name] : self._start[name] + _width(self.space[name])] for name in group)
+            / math.sqrt(len(group))
+            for group in self._groups
+        ]
+        return Parameters(single, np.hstack(pooled) if pooled else np.zeros((len(params), 0)))
+
+
+def hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
+    """Return what the trials have beside their architectures as numbers, shape (n, h); ``None`` where there is nothing.
+
+    A parameter whose distribution changed is encoded by the last one.
+    """
+    space: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        architecture = architecture_names(trial)
+        space |= {name: d for name, d in trial.distributions.items() if name not in architecture}
+    encoder = Encoder(space)
+    return encoder([trial.params for trial in trials]).single if encoder.space else None
+
+
+_ABSENT = object()
+
+
+def _width(distribution: BaseDistribution) -> int:
+    return 1 + (len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1)
+
+
+def _write(columns: _Floats, distribution: BaseDistribution, value: Any) -> None:
+    """Write one value into its columns, the last of which says that it is absent."""
+    if value is _ABSENT:
+        columns[-1] = math.sqrt(0.5)
+    elif isinstance(distribution, CategoricalDistribution):
+        try:
+            columns[int(distribution.to_internal_repr(value))] = math.sqrt(0.5)
+        except ValueError:  # a choice that no longer exists
+            columns[-1] = math.sqrt(0.5)
+    else:
+        assert isinstance(distribution, IntDistribution | FloatDistribution)
+        low, high, number = float(distribution.low), float(distribution.high), float(value)
+        if distribution.log:
+            low, high, number = math.log(low), math.log(high), math.log(max(number, 1e-300))
+        columns[0] = min(max((number - low) / (high - low), 0.0), 1.0)
+
+
+def _sortable(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

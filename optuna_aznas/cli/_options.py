@@ -1,0 +1,109 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+DEFAULT_STORAGE = "sqlite:///aznas.db"
+
+_STORAGE_HELP = (
+    "where the study lies: a database URL (sqlite:///FILE, postgresql+psycopg://...), journal:FILE, redis://HOST:PORT "
+    f"or grpc://HOST:PORT (default: {DEFAULT_STORAGE})"
+)
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def add_command(commands: Any, name: str, run: Any, *, summary: str, examples: str) -> argparse.ArgumentParser:
+    """Add a command with its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, prog=f"optuna-aznas {name}")
+    return parser
+
+
+def add_study_options(parser: argparse.ArgumentParser, study_help: str) -> None:
+    """Add the options that name a study."""
+    parser.add_argument("--storage", metavar="URL", default=DEFAULT_STORAGE, help=_STORAGE_HELP)
+    parser.add_argument("--study-name", metavar="NAME", help=study_help)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a leaderboard is printed."""
+    parser.add_argument("-n", type=count, default=10, metavar="N", help="how many networks to print (default: 10)")
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+
+
+def add_evaluator_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a model is scored."""
+    parser.add_argument(
+        "--input-shape", type=shape, metavar="C,H,W", help="shape of one sample without the batch, such as 3,32,32"
+    )
+    parser.add_argument("--batch-size", type=count, metavar="N", help="samples in the batch of noise (default: 8)")
+    parser.add_argument("--evaluator-seed", type=int, metavar="N", help="seed of weights and noise (default: 0)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto, a GPU where there is one)"
+    )
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Read a time above 0 in seconds, or with a unit: 90, 90s, 15m, 2h."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a time above 0 such as 90, 15m or 2h, not {text!r}")
+    return value
+
+
+def budget(text: str) -> float:
+    """Read a number of multiply-accumulates: 450M, 1.2G, 4.5e8."""
+    stripped = text.strip().lower()
+    unit = stripped[-1:] if stripped[-1:].isalpha() else ""
+    try:
+        value = float(stripped.removesuffix(unit)) * _UNITS[unit]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a number above 0 such as 450M or 1.2G, not {text!r}")
+    return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Read a shape: 3,32,32 or 3x32x32."""
+    try:
+        sizes = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive whole numbers such as 3,32,32, not {text!r}")
+    return sizes
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read a list of names, separated by commas."""
+    listed = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not listed:
+        raise argparse.ArgumentTypeError(f"must be names separated by commas, not {text!r}")
+    return listed

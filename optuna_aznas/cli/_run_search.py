@@ -1,0 +1,233 @@
+"""Runs a search from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from torch import nn
+from tqdm import tqdm
+
+import optuna_aznas as az
+from optuna_aznas._history import StudyHistory
+from optuna_aznas._records import BUDGET_KEY
+from optuna_aznas.cli._errors import CommandError, UsageError
+from optuna_aznas.cli._loading import load_object
+from optuna_aznas.cli._output import print_leaderboard
+from optuna_aznas.cli._storage import open_storage
+from optuna_aznas.proxies import DEFAULT
+
+#: User attribute of the study: how its networks are scored. Scores are compared, so this is the same throughout.
+SETTINGS_KEY = "aznas:search"
+
+#: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
+COMPLEXITY_KEY = "aznas:complexity"
+
+#: A search ends when so many networks one after the other could not be scored.
+_MOST_FAILURES = 5
+
+_Build = Callable[[Any], nn.Module]
+
+
+def search(options: argparse.Namespace) -> int:
+    """Search, print the leaderboard and return the exit status."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    built_in, own = _space(options.space)
+    default_shape = built_in.input_shape if built_in else None
+    storage = open_storage(options.storage, must_exist=False)
+    name = options.study_name or options.space.partition(":")[2] or options.space
+    settings = _settings(options, default_shape, _stored_settings(storage, name), name)
+    try:
+        evaluator = az.ProxyEvaluator(
+            settings["input_shape"],
+            batch_size=settings["batch_size"],
+            proxies=settings["proxies"],
+            device=options.device,
+            seed=settings["evaluator_seed"],
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    limit = settings["budget"]
+    if limit is not None and "complexity" not in settings["proxies"]:
+        raise UsageError("--budget needs 'complexity' among --proxies.")
+    accept = None
+    if limit is not None and built_in is not None and built_in.within_budget is not None:
+        try:
+            accept = built_in.within_budget(limit, settings["input_shape"])
+        except ValueError as error:
+            raise UsageError(f"--budget: {error}") from error
+    sampler = az.AZNASSampler(
+        seed=options.seed,
+        accept=accept,
+        constraints_func=None if limit is None else _within(limit),
+    )
+    try:
+        study = az.create_study(
+            study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    before = len(study.get_trials(deepcopy=False))
+    say = f"Continuing study {name!r}: {before} trials so far" if before else f"New study {name!r}"
+    print(f"{say}, in {options.storage}", file=sys.stderr)
+    study.set_user_attr(SETTINGS_KEY, {**settings, "input_shape": list(settings["input_shape"])})
+    if limit is not None:
+        study.set_user_attr(BUDGET_KEY, limit)
+    if built_in is not None and built_in.first is not None and not before:
+        study.enqueue_trial(dict(built_in.first))
+    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
+    assert build is not None
+    status = _Run(study, build, evaluator, options).optimize()
+    print_leaderboard(study, options.n, options.format)
+    return status
+
+
+def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
+    """Return a ``constraints_func``: networks above the budget are infeasible, hence neither parents nor printed.
+
+    Where a space knows multiply-accumulates in closed form, candidates above are rejected before they are scored, too.
+    Elsewhere that would mean counting them, which for small networks takes as long as scoring.
+    """
+    return lambda trial: (trial.user_attrs[COMPLEXITY_KEY] / budget - 1.0,)
+
+
+def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: Any) -> nn.Module:
+    return space.build(trial, input_shape)
+
+
+def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
+    """Return a built-in space, or the user's own."""
+    built_in = az.spaces.BUILT_IN
+    if name in built_in:
+        return built_in[name], None
+    if ":" not in name:
+        raise UsageError(
+            f"there is no built-in space {name!r}; there is {', '.join(built_in)}, or give module:function."
+        )
+    build = load_object(name, "a space")
+    if not callable(build):
+        raise CommandError(f"{name} is a {type(build).__name__}, not a function that takes a trial.")
+    return None, build
+
+
+def _stored_settings(storage: optuna.storages.BaseStorage, name: str) -> dict[str, Any] | None:
+    """Return how the networks of a study are scored; ``None`` where there is no such study."""
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    attrs = optuna.load_study(study_name=name, storage=storage).user_attrs
+    stored: dict[str, Any] = attrs.get(SETTINGS_KEY, {})
+    return stored
+
+
+def _settings(
+    options: argparse.Namespace, default_shape: tuple[int, ...] | None, stored: dict[str, Any] | None, name: str
+) -> dict[str, Any]:
+    """Return how networks are scored: as the options say; else as in the study so far; else by default."""
+    asked = {
+        "space": options.space,
+        "input_shape": options.input_shape,
+        "batch_size": options.batch_size,
+        "proxies": options.proxies,
+        "evaluator_seed": options.evaluator_seed,
+        "budget": options.budget,
+    }
+    defaults: dict[str, Any] = {
+        "input_shape": default_shape,
+        "batch_size": 8,
+        "proxies": DEFAULT,
+        "evaluator_seed": 0,
+        "budget": None,
+    }
+    if stored == {} and options.budget is not None:
+        raise CommandError(
+            f"study {name!r} was not made by this command, so its networks keep to no budget. Choose another "
+            "--study-name."
+        )
+    stored = {key: tuple(value) if isinstance(value, list) else value for key, value in (stored or {}).items()}
+    settings = {}
+    for key, value in asked.items():
+        settings[key] = value if value is not None else stored.get(key, defaults.get(key))
+        if stored and settings[key] != stored.get(key):
+            raise CommandError(
+                f"study {name!r} was searched with {_words(key, stored.get(key))}, not {_words(key, settings[key])}: "
+                "the networks of one study are compared with each other. Choose another --study-name, or leave the "
+                "option out."
+            )
+    if settings["input_shape"] is None:
+        raise UsageError(f"--input-shape is needed for {options.space}: one sample without the batch, such as 3,32,32.")
+    return settings
+
+
+def _words(key: str, value: Any) -> str:
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    if key == "budget" and value is not None:
+        return f"--budget {value:.10g}"
+    option = "space" if key == "space" else f"--{key.replace('_', '-')}"
+    return f"no {option}" if value is None else f"{option} {shown}"
+
+
+class _Run:
+    """One run of a search, with its progress bar."""
+
+    def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, options: argparse.Namespace) -> None:
+        self._study, self._build, self._evaluator = study, build, evaluator
+        self._trials = options.trials or (None if options.timeout else 300)
+        self._timeout = options.timeout
+        self._history = StudyHistory()
+        self._failures = 0
+        self._error: Exception | None = None
+        self._finished = 0
+        self._bar = tqdm(total=self._trials, unit="net", file=sys.stderr, disable=options.quiet, dynamic_ncols=True)
+
+    def optimize(self) -> int:
+        """Search; return the exit status."""
+        try:
+            self._study.optimize(
+                self._objective,
+                n_trials=self._trials,
+                timeout=self._timeout,
+                callbacks=[self._after_trial],
+                catch=(Exception,),
+            )
+        except KeyboardInterrupt:
+            self._bar.close()
+            print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
+            return 130
+        self._bar.close()
+        if self._failures >= _MOST_FAILURES:
+            raise CommandError(
+                f"{self._failures} networks in a row could not be scored. The last one: "
+                f"{type(self._error).__name__}: {self._error}"
+            )
+        print(f"Scored {self._finished} networks.", file=sys.stderr)
+        return 0
+
+    def _objective(self, trial: Trial) -> tuple[float, ...]:
+        try:
+            scores = self._evaluator(self._build(trial))
+        except optuna.TrialPruned:  # the space has its own reasons
+            raise
+        except Exception as error:
+            self._error = error
+            self._bar.write(f"Trial {trial.number} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            raise
+        if "complexity" in scores.names:
+            trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)
+        return scores
+
+    def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
+        failed = trial.state == TrialState.FAIL
+        self._failures = self._failures + 1 if failed else 0
+        self._finished += not failed
+        self._bar.update()
+        if self._failures >= _MOST_FAILURES:
+            study.stop()
+        self._history.update(study)
+        if len(self._history):
+            self._bar.set_postfix_str(f"best: trial {self._history.best(1)[0].number}")

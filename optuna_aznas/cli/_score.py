@@ -1,0 +1,85 @@
+"""``optuna-aznas score``: one model block by block."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from optuna_aznas.cli._errors import CommandError, UsageError
+from optuna_aznas.cli._loading import load_object
+from optuna_aznas.cli._options import add_command, add_evaluator_options, names
+
+_EXAMPLES = """\
+  optuna-aznas score my_nets:make_model --input-shape 3,32,32     a function without arguments, or a class
+  optuna-aznas score my_nets:model --input-shape 3,224,224        or a model that the module holds
+  optuna-aznas score my_nets:model --input-shape 3,32,32 --blocks 'layers.*' --keep-weights
+  optuna-aznas score my_nets:model --input-shape 3,32,32 --format json"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "score",
+        run,
+        summary="score one model and show block by block where it loses expressivity or gradients",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "model", metavar="module:factory", help="a function that returns a torch.nn.Module, or a module"
+    )
+    add_evaluator_options(parser)
+    parser.add_argument(
+        "--blocks", type=names, metavar="NAME,...", help="the model's primary blocks, or a pattern such as 'layers.*'"
+    )
+    parser.add_argument("--keep-weights", action="store_true", help="score with the model's own weights, not new ones")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    if options.input_shape is None:
+        raise UsageError("--input-shape is needed: the shape of one sample without the batch, such as 3,32,32.")
+    factory = load_object(options.model, "a model")
+    from torch import nn
+
+    import optuna_aznas as az
+
+    model = factory
+    if not isinstance(model, nn.Module):
+        if not callable(factory):
+            raise CommandError(
+                f"{options.model} is a {type(factory).__name__}, neither a torch.nn.Module nor a function."
+            )
+        try:
+            model = factory()
+        except Exception as error:
+            raise CommandError(f"{options.model}() failed: {type(error).__name__}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise CommandError(f"{options.model}() returned a {type(model).__name__}, not a torch.nn.Module.")
+    try:
+        evaluator = az.ProxyEvaluator(
+            options.input_shape,
+            batch_size=options.batch_size or 8,
+            blocks=options.blocks,
+            init=None if options.keep_weights else "auto",
+            device=options.device,
+            seed=options.evaluator_seed or 0,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        diagnosis = az.diagnose(model, evaluator)
+    except az.ProxyEvaluationError as error:
+        raise CommandError(str(error)) from error
+    if options.format == "json":
+        scores = {name: _plain(value) for name, value in diagnosis.scores.as_dict().items()}
+        report = {"scores": scores, "blocks": diagnosis.as_dicts(), "findings": list(diagnosis.findings)}
+        print(json.dumps(report, indent=2, allow_nan=False))
+    else:
+        print(diagnosis)
+
+
+def _plain(value: float) -> float | str:
+    return value if abs(value) < float("inf") else str(value)

@@ -1,0 +1,72 @@
+"""``optuna-aznas search``: search a space without training."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from optuna_aznas.cli._options import (
+    add_command,
+    add_evaluator_options,
+    add_output_options,
+    add_study_options,
+    budget,
+    count,
+    names,
+    seconds,
+)
+
+_EXAMPLES = """\
+  optuna-aznas search nas_bench_201 --trials 300
+  optuna-aznas search nas_bench_201 --timeout 15m --budget 60M --study-name small
+  optuna-aznas search my_nets:build --input-shape 3,32,32 --storage journal:nas.log
+  optuna-aznas search my_nets:build --input-shape 3,32,32 --format json > best.json
+
+A space of your own is a function that takes an Optuna trial and returns a torch.nn.Module:
+
+  # my_nets.py
+  def build(trial):
+      width = trial.suggest_int("width", 8, 64, step=8)
+      ...
+      return torch.nn.Sequential(...)
+
+The same command again goes on with the study. So does a second one at the same time, on this machine or another:
+start as many as you like on one storage. After Ctrl-C what was found so far is printed, and nothing is lost."""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands, "search", run, summary="search for the best networks of a space, without training", examples=_EXAMPLES
+    )
+    parser.set_defaults(details=_built_in)
+    parser.add_argument("space", help="a built-in space, or module:function")
+    add_study_options(parser, "the study (default: the name of the space)")
+    parser.add_argument(
+        "--trials", type=count, metavar="N", help="networks to score now (default: 300, or by --timeout)"
+    )
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to search: seconds, or 15m, 2h")
+    parser.add_argument(
+        "--budget", type=budget, metavar="MACS", help="the most multiply-accumulates a network may take, such as 450M"
+    )
+    parser.add_argument(
+        "--proxies", type=names, metavar="NAME,...", help="the proxies to rank by (default: AZ-NAS's four)"
+    )
+    add_evaluator_options(parser)
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampler")
+    add_output_options(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    from optuna_aznas.cli._run_search import search
+
+    return search(options)
+
+
+def _built_in() -> str:
+    from optuna_aznas.spaces import BUILT_IN
+
+    shapes = "\n".join(f"  {name:16} input shape {','.join(map(str, s.input_shape))}" for name, s in BUILT_IN.items())
+    return f"built-in spaces:\n{shapes}"

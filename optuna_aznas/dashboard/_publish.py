@@ -1,0 +1,181 @@
+"""Publishing a study: what is written, and where."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_aznas import visualization
+from optuna_aznas._arguments import check_count
+from optuna_aznas._records import BUDGET_KEY, recorded_scores, values_are_scores
+from optuna_aznas.dashboard._lease import publishing
+from optuna_aznas.dashboard._section import with_section
+from optuna_aznas.dashboard._study_note import study_note
+from optuna_aznas.dashboard._trial_note import trial_note
+from optuna_aznas.study import leaderboard
+from optuna_aznas.visualization._plotly import Figure, graph_objects
+from optuna_aznas.visualization._rank_against_value import has_trained_values
+from optuna_aznas.visualization._scored import ScoredTrials
+
+#: System attribute of the study: numbers of the trials that have a note of ours.
+NOTED_KEY = "aznas:noted"
+
+#: Prefix of the figures' ids.
+_PREFIX = "aznas-"
+
+
+def publish(
+    study: Study, *, n_best: int = 10, metric_names: Sequence[str] | None = None, budget: float | None = None
+) -> tuple[str, ...]:
+    """Publish a study's figures, leaderboard and notes to optuna-dashboard.
+
+    Whoever opens the study in optuna-dashboard then sees, below its own plots, those of
+    :mod:`optuna_aznas.visualization` that the study has data for; as the study's note a leaderboard with what the
+    numbers mean; and on each of the best trials a note with what its scores are made of and what stands out.
+
+    Publishing again replaces what was published. Notes of your own are kept: of a note only the part between our marks
+    is ours, and if you edit that, it is yours. It is safe while other workers run or publish.
+
+    Args:
+        study: The study, in whatever storage.
+        n_best: Rows of the leaderboard, and trials with a note, at least 1.
+        metric_names: What the objectives are called, where the study has no names for them yet. By default
+            proxies' names, where every completed trial returned the scores that it recorded.
+        budget: Draws a line in the figure of complexity, in multiply-accumulates.
+
+    Returns:
+        The ids of the figures.
+
+    Raises:
+        ValueError: An argument is out of range, or ``metric_names`` are not as many as objectives.
+        ImportError: optuna-dashboard or plotly is not installed.
+
+    Example:
+        >>> import optuna_aznas as az
+        >>> study = az.create_study(proxies=["expressivity", "complexity"])
+        >>> study.optimize(lambda trial: (trial.suggest_int("x", 0, 99), trial.number), n_trials=10)
+        >>> az.dashboard.publish(study)
+        ('aznas-history', 'aznas-pairs', 'aznas-ranks', 'aznas-complexity')
+    """
+    check_arguments(n_best, budget)
+    with publishing(study, wait=True):
+        return publish_now(study, n_best=n_best, metric_names=metric_names, budget=budget)
+
+
+def check_arguments(n_best: int, budget: float | None) -> None:
+    """Raise what :func:`publish` raises for its arguments and for packages that are not there."""
+    check_count("n_best", n_best)
+    if budget is not None and not (math.isfinite(budget) and budget > 0):
+        raise ValueError(f"budget must be a number above 0, in multiply-accumulates; got {budget!r}.")
+    graph_objects()
+    _optuna_dashboard()
+
+
+def publish_now(
+    study: Study, *, n_best: int, metric_names: Sequence[str] | None, budget: float | None
+) -> tuple[str, ...]:
+    """Publish without asking whether another one does."""
+    library = _optuna_dashboard()
+    _name_metrics(study, metric_names)
+    figures = _figures(study, budget)
+    for name, figure in figures.items():
+        library.save_plotly_graph_object(study, figure, graph_object_id=_PREFIX + name)
+    board, scored = leaderboard(study, n_best), ScoredTrials.of(study)
+    _update_note(study, study_note(study, board, len(scored)))
+    rows = {trial.number: row for row, trial in enumerate(scored.trials)}
+    direction = study.directions[0] if has_trained_values(study) else None
+    notes = {
+        entry.number: trial_note(scored, rows[entry.number], entry.place, rows[board[0].number], direction)
+        for entry in board
+        if entry.number in rows
+    }
+    _update_trial_notes(study, notes)
+    return tuple(_PREFIX + name for name in figures)
+
+
+def _figures(study: Study, budget: float | None) -> dict[str, Figure]:
+    """Return the figures that the study has data for."""
+    if budget is None:
+        budget = study.user_attrs.get(BUDGET_KEY)
+    scored = ScoredTrials.of(study)
+    figures = {"history": visualization.plot_rank_history(study)}
+    if len(scored.names) > 1:
+        figures["pairs"] = visualization.plot_proxy_pairs(study)
+        figures["ranks"] = visualization.plot_parallel_coordinate(study)
+    if "complexity" in scored.names:
+        figures["complexity"] = visualization.plot_complexity(study, budget=budget)
+    if has_trained_values(study):
+        figures["trained"] = visualization.plot_rank_against_value(study)
+        with contextlib.suppress(ValueError):  # too little has been trained
+            figures["importance"] = visualization.plot_proxy_importance(study)
+    return figures
+
+
+def _name_metrics(study: Study, names: Sequence[str] | None) -> None:
+    if study.metric_names is not None:
+        return
+    if names is None:
+        names = _names_of_values(study)
+    elif len(names) != len(study.directions):
+        raise ValueError(f"metric_names must name each of the {len(study.directions)} objectives; got {list(names)}.")
+    if names is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(names))
+
+
+def _names_of_values(study: Study) -> list[str] | None:
+    """Return the proxies' names where each objective certainly is one, in that order."""
+    if not values_are_scores(study.directions):
+        return None
+    names: list[str] | None = None
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        scores = recorded_scores(trial)
+        if scores is None or (names is not None and list(scores) != names) or list(scores.values()) != trial.values:
+            return None
+        names = list(scores)
+    return names
+
+
+def _update_note(where: Any, body: str | None) -> None:
+    library = _optuna_dashboard()
+    note = library.get_note(where)
+    updated = with_section(note, body)
+    if updated != note:
+        library.save_note(where, updated)
+
+
+def _update_trial_notes(study: Study, notes: dict[int, str]) -> None:
+    storage, study_id = study._storage, study._study_id
+    before = storage.get_study_system_attrs(study_id).get(NOTED_KEY, [])
+    # Named before a note is written, and until it has been taken away: whenever this is cut short, the next time knows
+    # them all.
+    storage.set_study_system_attr(study_id, NOTED_KEY, sorted({*before, *notes}))
+    trials = study.get_trials(deepcopy=False)
+    for number in [*notes, *(number for number in before if number not in notes)]:
+        _update_note(_with_note(study, trials[number]), notes.get(number))
+    if set(before) - set(notes):
+        storage.set_study_system_attr(study_id, NOTED_KEY, sorted(notes))
+
+
+def _with_note(study: Study, trial: FrozenTrial) -> SimpleNamespace:
+    """Return what optuna-dashboard asks of a trial to write its note; a finished trial does not have it."""
+    return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
+
+
+def _optuna_dashboard() -> Any:
+    try:
+        import optuna_dashboard
+    except ImportError as error:
+        raise ImportError(
+            "Publishing needs optuna-dashboard, which is not installed: pip install 'optuna-aznas[dashboard]'."
+        ) from error
+    return optuna_dashboard

@@ -1,0 +1,51 @@
+"""A part of a note that is ours, between marks; the rest is the user's and stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+# A link definition that nothing refers to: Markdown shows nothing of it. (An HTML comment would be shown, as
+# optuna-dashboard allows no HTML.) The digest tells whether someone has edited what lies between the marks.
+_BEGIN = "[optuna-aznas]: # (begin {digest})"
+_END = "[optuna-aznas]: # (end)"
+_SECTION = re.compile(
+    re.escape(_BEGIN).replace(re.escape("{digest}"), "(?P<digest>[0-9a-f]{16})")
+    + r"[ \t]*\n(?P<body>.*?)\n?"
+    + re.escape(_END)
+    + r"[ \t]*",
+    re.DOTALL,
+)
+
+
+def with_section(note: str, body: str | None) -> str:
+    """Return a note with our section in it, in the place of the one that it had; the rest unchanged.
+
+    A section that was edited by hand is the user's from then on: it stays, without its marks, and the new one follows
+    at the end.
+
+    Args:
+        note: The note as it is.
+        body: Our section, or ``None`` to take it out.
+    """
+    note = note.replace("\r\n", "\n")
+    fresh = "" if body is None else f"{_BEGIN.format(digest=_digest(body))}\n\n{body.strip()}\n\n{_END}"
+    placed = False
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal placed
+        if match["digest"] != _digest(match["body"]):
+            return match["body"].strip()
+        if placed:
+            return ""
+        placed = True
+        return fresh
+
+    note = _SECTION.sub(replace, note)
+    if fresh and not placed:
+        note = f"{note.rstrip()}\n\n{fresh}" if note.strip() else fresh
+    return note if note.strip() else ""
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.strip().encode()).hexdigest()[:16]

@@ -1,0 +1,53 @@
+"""Which proxy counts how much in a study."""
+
+from __future__ import annotations
+
+from optuna.study import Study
+
+from optuna_aznas._history import StudyHistory
+from optuna_aznas._training import hyperparameters, results
+from optuna_aznas.aggregation.importance import ProxyImportance, shares
+
+__all__ = ["ProxyImportance", "proxy_importance"]
+
+
+def proxy_importance(study: Study, *, seed: int = 0) -> dict[str, ProxyImportance]:
+    """Return how much each proxy counts for what a study's trainings give, the most important first.
+
+    A proxy's importance is its share in the learned ranking: how much a network's predicted result changes when its
+    score under that proxy is exchanged for another network's (Sobol's total effect). It starts from equal weights of
+    all proxies, and moves from there as far as the results say; ``std`` is how uncertain it still is. Proxies that say
+    the same share their importance. A proxy whose importance stays far below the others' can be dropped.
+
+    Args:
+        study: A study with one objective, whose trials recorded scores (:func:`~optuna_aznas.record`) and were trained.
+        seed: Seed of the random numbers.
+
+    Returns:
+        Proxy name -> :class:`ProxyImportance`, a named tuple of ``mean`` and ``std``. The means sum to 1.
+
+    Raises:
+        ValueError: The study has several objectives, fewer than 5 trained trials with scores, or all of their results
+            are equal.
+
+    Example:
+        >>> import optuna
+        >>> def objective(trial):
+        ...     x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        ...     record(trial, {"relevant": x, "irrelevant": y})
+        ...     return x
+        >>> from optuna_aznas import record
+        >>> study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+        >>> study.optimize(objective, n_trials=40)
+        >>> list(proxy_importance(study))
+        ['relevant', 'irrelevant']
+    """
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"proxy_importance needs a study with one objective, the result of training; study {study.study_name!r} "
+            f"has {len(study.directions)}."
+        )
+    history = StudyHistory.of(study)
+    found = shares(history.table, results(history.trials, study.direction), hyperparameters(history.trials), seed=seed)
+    named = zip(history.names, found, strict=True)
+    return dict(sorted(named, key=lambda item: -item[1].mean))

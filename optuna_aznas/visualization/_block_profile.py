@@ -1,0 +1,210 @@
+"""A model block by block: entropy, its steps, spectral norms, complexity."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optuna_aznas.visualization._plotly import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    Figure,
+    axis,
+    graph_objects,
+    new_figure,
+    number,
+    plain,
+)
+
+TITLE = "Block profile"
+
+#: Names of blocks that fit below a panel.
+_TICKS = 16
+
+_ROWS = ("entropy (nats)", "step of entropy", "spectral norm", "complexity (share)")
+
+
+def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str] | None = None) -> Figure:
+    """Plot a model block by block; or two models side by side, on the same scales.
+
+    From top to bottom: the entropy of each block's features, its step from the block before (negative where
+    expressivity is lost), the spectral norm of the block's mean Jacobian (gradients grow above 1 and die towards 0),
+    and the block's share of the model's complexity.
+
+    Args:
+        subject: What :func:`~optuna_aznas.diagnose` returns, a :class:`~optuna_aznas.ProxyScores`, or a pair of a
+            ``torch.nn.Module`` and the :class:`~optuna_aznas.ProxyEvaluator` that is to score it.
+        other: A second one to compare with.
+        labels: What to call them, one for each; by default the class of a model, or "model".
+
+    Returns:
+        The figure. A block whose features have no entropy (constant, or not finite) is marked with a cross.
+
+    Raises:
+        TypeError: ``subject`` or ``other`` is none of these.
+        ValueError: One has no blocks, or ``labels`` are not as many.
+        ImportError: Plotly is not installed.
+    """
+    go = graph_objects()
+    subjects = [subject] if other is None else [subject, other]
+    profiles = [_blocks_of(each, name) for each, name in zip(subjects, ("subject", "other"), strict=False)]
+    if labels is None:
+        labels = [_label(each) for each in subjects]
+    if len(labels) != len(subjects):
+        raise ValueError(f"labels must name each of the {len(subjects)} models; got {list(labels)}.")
+    figure = new_figure(TITLE, [plain(label) for label in labels])
+    figure.update_layout(showlegend=False, bargap=0.25)
+    width, gap = (1.0, 0.0) if len(subjects) == 1 else (0.47, 0.06)
+    height = 0.2
+    space = (1.0 - len(_ROWS) * height) / (len(_ROWS) - 1)
+    for column, (blocks, label) in enumerate(zip(profiles, labels, strict=True)):
+        left = column * (width + gap)
+        for row, title in enumerate(_ROWS):
+            panel = row * len(subjects) + column + 1
+            suffix = "" if panel == 1 else str(panel)
+            bottom = max(0.0, (len(_ROWS) - 1 - row) * (height + space))
+            _add_panel(figure, go, row, blocks, suffix)
+            last = row == len(_ROWS) - 1
+            ticks = list(range(0, len(blocks), math.ceil(len(blocks) / _TICKS)))
+            x_axis = axis(
+                domain=[left, left + width],
+                anchor=f"y{suffix}",
+                range=[-0.6, len(blocks) - 0.4],
+                tickvals=ticks,
+                ticktext=[plain(_short(blocks[i].name)) for i in ticks],
+                showticklabels=last,
+                tickangle=-40,
+                tickfont={"size": 10},
+                showgrid=False,
+                matches=None if row == 0 else f"x{'' if column == 0 else column + 1}",
+            )
+            y_axis = axis(
+                domain=[bottom, min(1.0, bottom + height)],
+                anchor=f"x{suffix}",
+                title={"text": title if column == 0 else "", "font": {"size": 10}},
+                range=_range_of_row([_values(blocks, row) for blocks in profiles]),
+                nticks=4,
+                tickfont={"size": 9},
+                tickformat=".0%" if last else None,
+            )
+            figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
+        if len(subjects) > 1:
+            figure.add_annotation(
+                text=f"<b>{plain(label)}</b>",
+                x=left + width / 2,
+                y=1.0,
+                xref="paper",
+                yref="paper",
+                xanchor="center",
+                yanchor="bottom",
+                showarrow=False,
+            )
+    figure.update_layout(height=640, margin={"b": 80})
+    return figure
+
+
+def _blocks_of(subject: Any, argument: str) -> Sequence[Any]:
+    blocks = getattr(subject, "blocks", None)
+    if not isinstance(blocks, Sequence) or isinstance(blocks, str):
+        if not isinstance(subject, tuple) or len(subject) != 2 or not callable(subject[1]):
+            raise TypeError(
+                f"{argument} must be a diagnosis, ProxyScores, or a pair (model, evaluator); "
+                f"got {type(subject).__name__}."
+            )
+        model, evaluator = subject
+        blocks = evaluator(model).blocks
+    if not blocks:
+        raise ValueError(f"{argument} has no blocks to show: its scores do not come from a ProxyEvaluator.")
+    return blocks
+
+
+def _label(subject: Any) -> str:
+    is_pair = isinstance(subject, tuple) and getattr(subject, "blocks", None) is None
+    return type(subject[0]).__name__ if is_pair else "model"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else "…" + name[-21:]
+
+
+def _values(blocks: Sequence[Any], row: int) -> npt.NDArray[np.float64]:
+    """Return what a row of panels shows of each block; NaN for what is not finite."""
+    total = sum(block.complexity for block in blocks if math.isfinite(block.complexity))
+    # A diagnosis knows the whole model's complexity; otherwise the blocks' own is all that there is.
+    shares = [getattr(block, "share", block.complexity / total if total else math.nan) for block in blocks]
+    shown = [
+        (block.entropy, block.step, block.spectral_norm, share)[row]
+        for block, share in zip(blocks, shares, strict=True)
+    ]
+    return np.array([value if math.isfinite(value) else math.nan for value in shown])
+
+
+def _range_of_row(rows: Sequence[npt.NDArray[np.float64]]) -> list[float]:
+    """Return one range, with 0 in it, for the panels beside each other."""
+    values = np.concatenate([[0.0], *rows])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = 0.08 * (high - low) or 1.0
+    return [low - margin if low < 0 else 0.0, high + margin]
+
+
+def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix: str) -> None:
+    x, values = list(range(len(blocks))), _values(blocks, row)
+    common: dict[str, Any] = {
+        "x": x,
+        "y": [None if math.isnan(value) else round(float(value), 5) for value in values],
+        "hovertext": [_hover(block) for block in blocks] if row == 0 else None,
+        "hovertemplate": "%{hovertext}<extra></extra>" if row == 0 else "%{y:.4g}<extra></extra>",
+        "xaxis": f"x{suffix}",
+        "yaxis": f"y{suffix}",
+    }
+    if row == 0:
+        figure.add_trace(go.Scatter(**common, mode="lines+markers", line={"color": BLUE}, marker={"size": 6}))
+        dead = [i for i, value in enumerate(values) if math.isnan(value)]
+        if dead:
+            figure.add_trace(
+                go.Scatter(
+                    x=dead,
+                    y=[0] * len(dead),
+                    mode="markers",
+                    marker={"color": RED, "symbol": "x", "size": 9},
+                    hovertext=[_hover(blocks[i]) for i in dead],
+                    hovertemplate="%{hovertext}<extra>no entropy</extra>",
+                    xaxis=f"x{suffix}",
+                    yaxis=f"y{suffix}",
+                )
+            )
+    elif row == 2:
+        figure.add_trace(go.Scatter(**common, mode="lines+markers", line={"color": ORANGE}, marker={"size": 6}))
+        # A straight line at 1, where gradients neither die nor explode.
+        figure.add_trace(
+            go.Scatter(
+                x=[-0.6, len(blocks) - 0.4],
+                y=[1, 1],
+                mode="lines",
+                line={"color": GREY, "dash": "dot", "width": 1},
+                hoverinfo="skip",
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+            )
+        )
+    else:
+        colour = [RED if value < 0 else BLUE for value in values] if row == 1 else GREY
+        figure.add_trace(go.Bar(**common, marker={"color": colour}))
+
+
+def _hover(block: Any) -> str:
+    lines = [
+        f"<b>{plain(block.name)}</b> {plain(tuple(block.shape))}",
+        f"entropy {number(block.entropy)}, step {number(block.step)}",
+        f"spectral norm {number(block.spectral_norm)}, trainability {number(block.trainability)}",
+        f"complexity {number(block.complexity)}",
+        *(html.escape(str(finding)) for finding in getattr(block, "findings", ())),
+    ]
+    return "<br>".join(lines)

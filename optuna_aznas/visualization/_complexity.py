@@ -1,0 +1,114 @@
+"""Complexity against the aggregated rank, with the budget."""
+
+from __future__ import annotations
+
+import numpy as np
+from optuna.study import Study
+
+from optuna_aznas._arguments import check_count
+from optuna_aznas.visualization._plotly import (
+    GREEN,
+    RED,
+    Figure,
+    axis,
+    compact,
+    counted,
+    empty_figure,
+    graph_objects,
+    new_figure,
+    plain,
+    shown_range,
+)
+from optuna_aznas.visualization._points import add_trials, in_density
+from optuna_aznas.visualization._scored import ScoredTrials
+
+TITLE = "Complexity against aggregated rank"
+
+
+def plot_complexity(
+    study: Study, *, budget: float | None = None, proxy: str = "complexity", max_points: int = 1000
+) -> Figure:
+    """Plot the aggregated rank S of each trial over its complexity, with the best S that is to be had at each.
+
+    Args:
+        study: The study.
+        budget: Where the line is drawn that networks should stay to the left of, in the unit of ``proxy``, above 0.
+        proxy: The proxy that stands for the cost: multiply-accumulates for the default.
+        max_points: How many trials are drawn one by one, at least 1: the best; the others appear as a density.
+
+    Returns:
+        The figure. Its horizontal axis is logarithmic where the networks differ much. The line of the best S is that of
+        completed, feasible trials.
+
+    Raises:
+        ValueError: The study has no such proxy; ``budget`` is not above 0; or ``max_points`` is out of range.
+        ImportError: Plotly is not installed.
+    """
+    check_count("max_points", max_points)
+    if budget is not None and not (np.isfinite(budget) and budget > 0):
+        raise ValueError(f"budget must be a number above 0, in the unit of {proxy!r}; got {budget!r}.")
+    graph_objects()
+    scored = ScoredTrials.of(study)
+    if not len(scored):
+        return empty_figure(TITLE, "No scored trial yet.")
+    if proxy not in scored.names:
+        raise ValueError(f"proxy must be one of the study's proxies, {list(scored.names)}; got {proxy!r}.")
+    cost = scored.table[:, scored.names.index(proxy)]
+    finite = np.isfinite(cost)
+    scored, cost = scored.take(finite), cost[finite]
+    if not len(scored):
+        return empty_figure(TITLE, f"No trial has a finite {plain(proxy)}.")
+    log = bool(cost.min() > 0 and max(cost.max(), budget or 0.0) > 20 * cost.min())
+    low, _ = shown_range(scored.scores)
+    bounds = (low, -0.04 * low)
+    over = int(np.count_nonzero(cost > budget)) if budget else 0
+    remarks = (
+        in_density(len(scored), max_points),
+        counted(over, "above the budget"),
+        counted(int(np.count_nonzero(~finite)), "not finite, left out"),
+    )
+    figure = new_figure(TITLE, [*scored.summary(), *remarks])
+    add_trials(
+        figure,
+        scored,
+        cost,
+        scored.scores,
+        limit=max_points,
+        importance=scored.scores,
+        hover="trial %{customdata}<br>%{x:.4s}<br>S = %{y:.3f}",
+        log_x=log,
+        y_range=bounds,
+    )
+    _add_frontier(figure, scored, cost)
+    figure.update_layout(
+        xaxis=axis(title_text=_unit(proxy), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
+        yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds)),
+    )
+    if budget:
+        figure.add_vline(
+            x=budget, line={"color": RED, "dash": "dash"}, annotation_text="budget", annotation_position="bottom right"
+        )
+    return figure
+
+
+def _unit(proxy: str) -> str:
+    return "complexity (multiply-accumulates)" if proxy == "complexity" else plain(proxy)
+
+
+def _add_frontier(figure: Figure, scored: ScoredTrials, cost: np.ndarray) -> None:
+    rows = np.flatnonzero(scored.complete)
+    if not len(rows):
+        return
+    rows = rows[np.lexsort((-scored.scores[rows], cost[rows]))]
+    best = np.maximum.accumulate(scored.scores[rows])
+    steps = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
+    figure.add_trace(
+        graph_objects().Scatter(
+            x=compact(np.append(cost[rows][steps], cost[rows][-1])),
+            y=compact(np.append(best[steps], best[-1])),
+            mode="lines",
+            line={"shape": "hv", "color": GREEN, "width": 2.5},
+            name="best up to here",
+            hoverinfo="skip",
+        )
+    )

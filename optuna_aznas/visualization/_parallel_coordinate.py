@@ -1,0 +1,82 @@
+"""The ranks of the trials under each proxy, as parallel coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+from optuna.study import Study
+
+from optuna_aznas._arguments import check_count
+from optuna_aznas.visualization._plotly import (
+    COLORSCALE,
+    Figure,
+    compact,
+    empty_figure,
+    graph_objects,
+    new_figure,
+    number,
+    plain,
+    shown_range,
+)
+from optuna_aznas.visualization._scored import ScoredTrials, best_and_some
+
+TITLE = "Ranks under each proxy"
+
+
+def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
+    """Plot each trial's rank under each proxy as a line, coloured by the aggregated rank S.
+
+    The best of n trials has rank n, at the top. A trial with a high S has no low rank anywhere: that is what the
+    logarithm in S asks for. Draw a range on an axis to pick out lines.
+
+    Args:
+        study: The study.
+        max_lines: How many trials are drawn, at least 2: half of them the best, and evenly some of the others. Ranks
+            are among all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: ``max_lines`` is out of range.
+        ImportError: Plotly is not installed.
+    """
+    check_count("max_lines", max_lines)
+    graph_objects()
+    scored = ScoredTrials.of(study)
+    if not len(scored):
+        return empty_figure(TITLE, "No scored trial yet.")
+    rows = best_and_some(scored.scores, max(2, max_lines))
+    shown = f"{len(rows):,} drawn: the best and evenly some of the others" if len(rows) < len(scored) else ""
+    n, ranks = len(scored), scored.ranks[rows]
+    low, _ = shown_range(scored.scores)
+    ticks = [1, n] if n > 1 else [1]
+    dimensions = [
+        {"label": plain(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": ticks}
+        for name, column in zip(scored.names, ranks.T, strict=True)
+    ]
+    s = np.clip(scored.scores[rows], low, 0.0)
+    s_ticks = np.linspace(low, 0.0, 5)
+    s_axis = {
+        "label": "S",
+        "values": compact(s),
+        "range": [low, 0],
+        "tickvals": s_ticks.tolist(),
+        "ticktext": [number(tick) for tick in s_ticks],
+    }
+    figure = new_figure(TITLE, [*scored.summary(), shown, "the best has the highest rank"])
+    figure.add_trace(
+        graph_objects().Parcoords(
+            dimensions=[*dimensions, s_axis],
+            line={
+                "color": compact(s),
+                "colorscale": COLORSCALE,
+                "cmin": low,
+                "cmax": 0,
+                "showscale": True,
+                "colorbar": {"title": {"text": "S"}, "thickness": 12},
+            },
+            labelfont={"size": 11},
+        )
+    )
+    figure.update_layout(margin={"l": 60, "r": 30, "t": figure.layout.margin.t + 40, "b": 30})
+    return figure

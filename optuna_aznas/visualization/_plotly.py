@@ -1,0 +1,160 @@
+"""Plotly, loaded when it is needed, and what all figures share: their look, and text that plotly cannot misread."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Figure: TypeAlias = "go.Figure"
+
+#: Colours that keep apart for the colour-blind (Okabe and Ito).
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#9a9a9a"
+
+#: Light to dark, for S: the best stand out on white.
+COLORSCALE = "Viridis_r"
+
+#: Characters of remarks on one line, at the width that optuna-dashboard gives a figure.
+_LINE = 78
+
+#: How much of a text given by the user is shown.
+_LONGEST = 60
+
+_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#333333"}
+_AXIS = {"gridcolor": "#e8e8e8", "linecolor": "#bbbbbb", "zeroline": False, "automargin": True}
+
+
+def is_available() -> bool:
+    """Whether plotly is installed, so that figures can be drawn."""
+    return importlib.util.find_spec("plotly") is not None
+
+
+def graph_objects() -> Any:
+    """Return ``plotly.graph_objects``.
+
+    Raises:
+        ImportError: Plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects as go
+    except ImportError as error:
+        raise ImportError(
+            "Figures are drawn by plotly, which is not installed: pip install 'optuna-aznas[visualization]', or "
+            "'optuna-aznas[dashboard]' to see them in optuna-dashboard."
+        ) from error
+    return go
+
+
+def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
+    """Return an empty figure in the package's look.
+
+    Args:
+        title: Plotly text; what a user has written must have been through :func:`plain`.
+        remarks: The same, for smaller lines below; empty ones are left out.
+    """
+    lines: list[str] = []
+    for remark in filter(None, remarks):
+        if lines and len(lines[-1]) + len(remark) < _LINE:
+            lines[-1] += f" · {remark}"
+        else:
+            lines.append(remark)
+    figure = graph_objects().Figure()
+    below = "".join(f"<br><span style='font-size:12px;color:#666666'>{line}</span>" for line in lines)
+    figure.update_layout(
+        # Without it plotly adds its default template, 7 KB, to every figure that is stored.
+        template="none",
+        title={
+            "text": title + below,
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 0.97,
+            "yanchor": "top",
+            "font": {"size": 16},
+        },
+        font=_FONT,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        hovermode="closest",
+        margin={"l": 60, "r": 24, "t": 50 + 17 * len(lines), "b": 50},
+        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+    )
+    return figure
+
+
+def axis(**properties: Any) -> dict[str, Any]:
+    """Return the properties of an axis in the package's look."""
+    return {**_AXIS, **properties}
+
+
+def empty_figure(title: str, message: str) -> Figure:
+    """Return a figure that says why there is nothing to see."""
+    figure = new_figure(title)
+    figure.update_layout(
+        xaxis={"visible": False},
+        yaxis={"visible": False},
+        annotations=[{"text": message, "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}],
+    )
+    return figure
+
+
+def plain(text: object) -> str:
+    """Return a user's text so that plotly shows it as it stands, cut to a length that fits.
+
+    Plotly reads some HTML, LaTeX between dollar signs, and ``%{...}`` in hover texts.
+    """
+    text = " ".join(str(text).split())
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 1] + "…"
+    escaped = html.escape(text, quote=True)
+    return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
+
+
+def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return numbers in the smallest type that shows them: figures are stored in a database and sent to a browser.
+
+    Whole numbers stay exact; others are rounded to seven digits.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind in "iu":
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        for kind in (np.uint8, np.int16, np.uint16, np.int32):
+            if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+                return array.astype(kind)
+    return array.astype(np.float32) if np.all(np.abs(array[np.isfinite(array)]) < 1e38) else array.astype(np.float64)
+
+
+def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return an axis range that outliers do not stretch.
+
+    An outlier lies more than three times the distance between the quartiles beyond them ("far out", Tukey).
+
+    Args:
+        values: At least one finite number.
+    """
+    finite = values[np.isfinite(values)]
+    low, first, third, high = np.quantile(finite, [0.0, 0.25, 0.75, 1.0])
+    if third > first:
+        low, high = max(low, first - 3.0 * (third - first)), min(high, third + 3.0 * (third - first))
+    margin = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number with its noun, or nothing for 0."""
+    return f"{n:,} {what}" if n else ""
+
+
+def number(value: float) -> str:
+    """Return a number for a label."""
+    if math.isnan(value):
+        return "none"
+    return f"{value:.4g}".replace("inf", "∞").replace("-", "−")

@@ -1,0 +1,112 @@
+"""A scatter plot of trials that stays readable and quick however many there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optuna_aznas.visualization._plotly import BLUE, GREY, ORANGE, RED, Figure, compact, graph_objects
+from optuna_aznas.visualization._scored import STATES, ScoredTrials
+
+_Floats = npt.NDArray[np.float64]
+
+_COLOURS = {"complete": BLUE, "pruned": ORANGE, "not feasible": RED, "failed": GREY}
+_SYMBOLS = {"complete": "circle", "pruned": "triangle-down", "not feasible": "x", "failed": "cross"}
+
+#: Cells of the density behind the points, across and up.
+_CELLS = (90, 50)
+
+
+def add_trials(
+    figure: Figure,
+    scored: ScoredTrials,
+    x: npt.NDArray[Any],
+    y: _Floats,
+    *,
+    limit: int,
+    importance: _Floats,
+    hover: str,
+    log_x: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> None:
+    """Draw trials as points; of more than ``limit`` only the best, the others as a density behind them.
+
+    The drawing is SVG, not WebGL: a page of optuna-dashboard holds more figures than a browser grants WebGL contexts,
+    and machines without a graphics card may have none. With a bounded number of points it is as quick.
+
+    Args:
+        figure: What is drawn on.
+        scored: The trials, n of them.
+        x: Shape (n,), finite.
+        y: Shape (n,), finite.
+        limit: Points that are drawn one by one.
+        importance: What decides which, shape (n,), bigger is drawn first.
+        hover: Hover text, with plotly's ``%{x}``, ``%{y}`` and ``%{customdata}`` for the trial's number.
+        log_x: Whether the horizontal axis is logarithmic.
+        y_range: What the vertical axis shows; the density is of that.
+    """
+    go = graph_objects()
+    order = np.argsort(importance, kind="stable")
+    beyond = max(0, len(order) - limit)
+    crowd, drawn = order[:beyond], np.sort(order[beyond:])
+    if len(crowd):
+        _add_density(figure, x[crowd], y[crowd], log_x, y_range)
+    numbers = scored.numbers
+    for state in STATES:
+        rows = drawn[scored.states[drawn] == state]
+        if not len(rows):
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=compact(x[rows]),
+                y=compact(y[rows]),
+                customdata=compact(numbers[rows]),
+                mode="markers",
+                name=state,
+                marker={
+                    "color": _COLOURS[state],
+                    "symbol": _SYMBOLS[state],
+                    "size": 6 if len(drawn) <= 300 else 5,
+                    "opacity": 0.75 if state == "complete" else 0.6,
+                },
+                hovertemplate=f"{hover}<extra>{state}</extra>",
+            )
+        )
+
+
+def in_density(n: int, limit: int) -> str:
+    """Return a remark on how many of ``n`` trials :func:`add_trials` shows as a density."""
+    return f"{n - limit:,} of them as grey density" if n > limit else ""
+
+
+def _add_density(
+    figure: Figure, x: npt.NDArray[Any], y: _Floats, log_x: bool, y_range: tuple[float, float] | None
+) -> None:
+    low, high = y_range or (float(y.min()), float(y.max()))
+    inside = (y >= low) & (y <= high)
+    if not inside.any() or low == high:
+        return
+    across = np.log10(x) if log_x else x
+    counts, x_edges, y_edges = np.histogram2d(
+        across[inside], y[inside], bins=_CELLS, range=[_extent(across), [low, high]]
+    )
+    middles = 0.5 * (x_edges[1:] + x_edges[:-1])
+    shade = np.log1p(counts.T)
+    figure.add_trace(
+        graph_objects().Heatmap(
+            x=compact(10.0**middles if log_x else middles),
+            y=compact(0.5 * (y_edges[1:] + y_edges[:-1])),
+            z=np.round(255 * shade / shade.max()).astype(np.uint8),
+            colorscale=[[0, "rgba(255,255,255,0)"], [0.01, "#eeeeee"], [1, "#8a8a8a"]],
+            showscale=False,
+            hoverinfo="skip",
+            name="density",
+        )
+    )
+
+
+def _extent(values: _Floats) -> list[float]:
+    low, high = float(values.min()), float(values.max())
+    return [low, high] if high > low else [low - 0.5, high + 0.5]

@@ -1,0 +1,47 @@
+"""How much each proxy contributes to ranking what has been trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.study import Study
+
+from optuna_aznas.visualization._plotly import BLUE, Figure, axis, graph_objects, new_figure, plain
+
+TITLE = "Proxy importance"
+
+
+def plot_proxy_importance(study: Study, **arguments: Any) -> Figure:
+    """Plot how much each proxy contributes to the ranking that is learned from trained trials.
+
+    Args:
+        study: The study; some of its scored trials must have been trained.
+        arguments: Passed on to :func:`~optuna_aznas.proxy_importance`, which computes what is shown.
+
+    Returns:
+        The figure: a bar for each proxy with its standard deviation, the most important first.
+
+    Raises:
+        ValueError: Nothing has been trained.
+        ImportError: Plotly is not installed.
+    """
+    from optuna_aznas import proxy_importance
+
+    go = graph_objects()
+    importance: Mapping[str, Any] = proxy_importance(study, **arguments)
+    figure = new_figure(TITLE, ["mean and standard deviation"])
+    figure.add_trace(
+        go.Bar(
+            x=[float(entry.mean) for entry in importance.values()],
+            y=[plain(name) for name in importance],
+            error_x={"type": "data", "array": [float(entry.std) for entry in importance.values()], "color": "#555555"},
+            orientation="h",
+            marker={"color": BLUE},
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        xaxis=axis(title_text="importance"), yaxis=axis(autorange="reversed", type="category"), showlegend=False
+    )
+    return figure

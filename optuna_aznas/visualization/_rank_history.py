@@ -1,0 +1,87 @@
+"""The history of a search: the aggregated rank of each trial, and the best so far."""
+
+from __future__ import annotations
+
+import numpy as np
+from optuna.study import Study
+
+from optuna_aznas._arguments import check_count
+from optuna_aznas.visualization._plotly import (
+    GREEN,
+    Figure,
+    axis,
+    compact,
+    counted,
+    empty_figure,
+    graph_objects,
+    new_figure,
+    shown_range,
+)
+from optuna_aznas.visualization._points import add_trials, in_density
+from optuna_aznas.visualization._scored import ScoredTrials
+
+TITLE = "Search history"
+
+
+def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
+    """Plot the aggregated rank S of all scored trials by number, and the best so far.
+
+    S is a rank among all scored trials of the study, so it is taken at one moment, now. Completed, pruned, failed
+    and infeasible trials are told apart; the best so far is that of completed, feasible ones.
+
+    Args:
+        study: The study.
+        max_points: How many trials are drawn one by one, at least 1: the best; the others appear as a density.
+
+    Returns:
+        The figure. Outliers far below do not stretch its vertical axis; a double click shows them.
+
+    Raises:
+        ValueError: ``max_points`` is out of range.
+        ImportError: Plotly is not installed.
+    """
+    check_count("max_points", max_points)
+    graph_objects()
+    scored = ScoredTrials.of(study)
+    if not len(scored):
+        return empty_figure(TITLE, "No scored trial yet.")
+    low, _ = shown_range(scored.scores)
+    bounds = (low, -0.04 * low)  # S is at most 0
+    below = int(np.count_nonzero(scored.scores < low))
+    remarks = in_density(len(scored), max_points), counted(below, "below the axis (double click)")
+    figure = new_figure(TITLE, [*scored.summary(), *remarks])
+    add_trials(
+        figure,
+        scored,
+        scored.numbers,
+        scored.scores,
+        limit=max_points,
+        importance=scored.scores,
+        hover="trial %{customdata}<br>S = %{y:.3f}",
+        y_range=bounds,
+    )
+    _add_best_so_far(figure, scored)
+    figure.update_layout(
+        xaxis=axis(title_text="trial"), yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds))
+    )
+    return figure
+
+
+def _add_best_so_far(figure: Figure, scored: ScoredTrials) -> None:
+    rows = np.flatnonzero(scored.complete)
+    if not len(rows):
+        return
+    best = np.maximum.accumulate(scored.scores[rows])
+    steps = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
+    x = np.append(scored.numbers[rows][steps], scored.numbers[-1])
+    y = np.append(best[steps], best[-1])
+    figure.add_trace(
+        graph_objects().Scatter(
+            x=compact(x),
+            y=compact(y),
+            mode="lines",
+            line={"shape": "hv", "color": GREEN, "width": 2.5},
+            name="best so far",
+            hovertemplate="trial %{x}<br>S = %{y:.3f}<extra>best so far</extra>",
+        )
+    )
