@@ -11,14 +11,14 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 
-from optuna_aznas._history import Aggregation
 from optuna_aznas._records import architecture_names, is_feasible
 from optuna_aznas._training import Encoder, hyperparameters, results
-from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
+from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
 from optuna_aznas.sampler._candidates import Architecture, Candidate, CandidateScorer, Key
 from optuna_aznas.sampler._known import describe
 from optuna_aznas.sampler._presence import Presence
+from optuna_aznas.sampler._variation import inherit
 from optuna_aznas.sampler._view import StudyView
 
 #: One is chosen for training among the best by S of all candidates: at first from a quarter of them, from so many
@@ -50,20 +50,12 @@ class LearnedSearch:
         scorer: Scores candidates; without one, their scores are estimated from those of trials.
         n_candidates: New candidates for each trial.
         n_startup_trainings: Trainings before what was learned counts.
-        aggregation: As in :class:`~optuna_aznas.AZNASSampler`.
     """
 
-    def __init__(
-        self,
-        scorer: CandidateScorer | None,
-        n_candidates: int,
-        n_startup_trainings: int,
-        aggregation: Aggregation | None,
-    ) -> None:
+    def __init__(self, scorer: CandidateScorer | None, n_candidates: int, n_startup_trainings: int) -> None:
         self._scorer = scorer
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
-        self._aggregation = aggregation
         self._model = LearnedAggregation(exploring=True)
         self._pool: dict[Key, Candidate] = {}
         self._refused: set[Key] = set()  # those without scores
@@ -108,7 +100,9 @@ class LearnedSearch:
             candidates = [c for c in candidates if all(_same(c.params, name, fixed[name]) for name in fixed)]
         for i in self._ranked(view, candidates, rng) if candidates else ():
             if not view.holds(candidates[i].params):
-                yield {name: candidates[i].params[name] for name in space}
+                # What has come into the space, or has changed, since the candidate was looked at is drawn anew.
+                params = candidates[i].params
+                yield {name: inherit(params.get(name), distribution, rng) for name, distribution in space.items()}
 
     def _look(
         self,
@@ -147,7 +141,7 @@ class LearnedSearch:
             table = complete_scores(table, np.arange(len(table)) < n, parameters)
         else:
             table[n:] = [[candidate.scores[name] for name in history.names] for candidate in candidates]
-        s = (self._aggregation or aggregate)(table)
+        s = history.aggregate(table)
         own = np.argsort(-s[n:], kind="stable")
         outcome = np.full(len(table), np.nan)
         outcome[:n] = results(trials, view.study.direction)

@@ -65,7 +65,8 @@ class AZNASSampler(BaseSampler):
 
     Args:
         population_size: How many of the best trials parents are drawn from, at least 1.
-        n_startup_trials: Random trials before evolution starts, at least 1; counted in scored trials.
+        n_startup_trials: Random trials before evolution starts, at least 1; counted in scored trials. In a study that
+            trains, ``n_startup_trainings`` takes its place.
         mutation: How many parameters of the parent change: a number, or the smallest and the largest of a range, each
             equally likely.
         crossover: Probability, 0 to 1, that a child mixes two parents before it is mutated.
@@ -286,9 +287,7 @@ class AZNASSampler(BaseSampler):
 
     def _search(self, view: StudyView) -> LearnedSearch:
         if view.study not in self._searches:
-            self._searches[view.study] = LearnedSearch(
-                self._scorer, self._n_candidates, self._n_startup_trainings, self._aggregation
-            )
+            self._searches[view.study] = LearnedSearch(self._scorer, self._n_candidates, self._n_startup_trainings)
         return self._searches[view.study]
 
     def _random(self, space: _Space) -> _Params:

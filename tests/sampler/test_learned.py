@@ -211,6 +211,28 @@ def test_a_conditional_space(with_score):
     assert len(shapes) == 50
 
 
+def test_a_parameter_that_is_new_to_the_study():
+    """Candidates that were looked at before it came are still good."""
+
+    def objective(trial):
+        params = {f"x{i}": trial.suggest_categorical(f"x{i}", CHOICES) for i in range(6)}
+        if trial.number >= 8:
+            trial.suggest_int("late", 0, 9)
+        az.record(trial, scores_of(params))
+        return accuracy_of(params)
+
+    study = run(az.AZNASSampler(seed=0, score=scores_of, n_candidates=20), 25, function=objective)
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    assert len({trial.params.get("late") for trial in study.trials}) > 2
+
+
+def test_a_custom_aggregation_is_the_prior():
+    study = run(az.AZNASSampler(seed=0, score=scores_of, aggregation=lambda t: -t[:, 0], n_startup_trainings=15), 15)
+    assert np.mean([scores_of(trial.params)["total"] for trial in study.trials[1:]]) < 8  # at random 12
+    with pytest.raises(ValueError, match="aggregation must return one score for each"):
+        run(az.AZNASSampler(seed=0, score=scores_of, aggregation=lambda table: table), 3)
+
+
 def test_presence_is_learned():
     rng = np.random.default_rng(0)
     architectures = []
