@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -41,3 +42,13 @@ def test_refine_by_hand(tmp_path):
         assert after > before, proxy
     assert float(changes["complexity"][1]) <= float(changes["complexity"][0])
     assert changes["findings"][1] == "0"
+
+
+def test_watch_in_dashboard(tmp_path):
+    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    printed = run(tmp_path, "watch_in_dashboard.py", "--trials", "26")
+    assert "optuna-dashboard sqlite:///watch.db" in printed
+    study = optuna.load_study(study_name="my_nets", storage=f"sqlite:///{tmp_path}/watch.db")
+    assert len(study.trials) == 26
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    assert "dashboard:plot_data:aznas-history:0" in attrs
