@@ -49,6 +49,7 @@ def imports_of(path):
             "proxies",
             (
                 "optuna.",
+                "transformers.",
                 "optuna_aznas.study",
                 "optuna_aznas.sampler",
                 "optuna_aznas.pruner",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +38,8 @@ _Build = Callable[[Any], nn.Module]
 def search(options: argparse.Namespace) -> int:
     """Search, print the leaderboard and return the exit status."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    build, default_shape = _space(options.space)
+    built_in, own = _space(options.space)
+    default_shape = built_in.input_shape if built_in else None
     storage = open_storage(options.storage, must_exist=False)
     name = options.study_name or options.space.partition(":")[2] or options.space
     settings = _settings(options, default_shape, _stored_settings(storage, name), name)
@@ -54,8 +56,15 @@ def search(options: argparse.Namespace) -> int:
     limit = settings["budget"]
     if limit is not None and "complexity" not in settings["proxies"]:
         raise UsageError("--budget needs 'complexity' among --proxies.")
+    accept = None
+    if limit is not None and built_in is not None and built_in.within_budget is not None:
+        try:
+            accept = built_in.within_budget(limit, settings["input_shape"])
+        except ValueError as error:
+            raise UsageError(f"--budget: {error}") from error
     sampler = az.AZNASSampler(
         seed=options.seed,
+        accept=accept,
         constraints_func=None if limit is None else _within(limit),
     )
     try:
@@ -70,6 +79,10 @@ def search(options: argparse.Namespace) -> int:
     study.set_user_attr(SETTINGS_KEY, {**settings, "input_shape": list(settings["input_shape"])})
     if limit is not None:
         study.set_user_attr(BUDGET_KEY, limit)
+    if built_in is not None and built_in.first is not None and not before:
+        study.enqueue_trial(dict(built_in.first))
+    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
+    assert build is not None
     status = _Run(study, build, evaluator, options).optimize()
     print_leaderboard(study, options.n, options.format)
     return status
@@ -78,16 +91,21 @@ def search(options: argparse.Namespace) -> int:
 def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
     """Return a ``constraints_func``: networks above the budget are infeasible, hence neither parents nor printed.
 
-    To reject candidates before they are scored, by ``accept``, their multiply-accumulates would have to be counted; for
-    small networks that takes as long as scoring them.
+    Where a space knows multiply-accumulates in closed form, candidates above are rejected before they are scored, too.
+    Elsewhere that would mean counting them, which for small networks takes as long as scoring.
     """
     return lambda trial: (trial.user_attrs[COMPLEXITY_KEY] / budget - 1.0,)
 
 
-def _space(name: str) -> tuple[_Build, tuple[int, ...] | None]:
+def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: Any) -> nn.Module:
+    return space.build(trial, input_shape)
+
+
+def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
+    """Return a built-in space, or the user's own."""
     built_in = az.spaces.BUILT_IN
     if name in built_in:
-        return built_in[name].build, built_in[name].input_shape
+        return built_in[name], None
     if ":" not in name:
         raise UsageError(
             f"there is no built-in space {name!r}; there is {', '.join(built_in)}, or give module:function."
@@ -95,7 +113,7 @@ def _space(name: str) -> tuple[_Build, tuple[int, ...] | None]:
     build = load_object(name, "a space")
     if not callable(build):
         raise CommandError(f"{name} is a {type(build).__name__}, not a function that takes a trial.")
-    return build, None
+    return None, build
 
 
 def _stored_settings(storage: optuna.storages.BaseStorage, name: str) -> dict[str, Any] | None:

@@ -4,10 +4,13 @@ from optuna_aznas.proxies.aznas import BlockScores
 from optuna_aznas.proxies.blocks import find_blocks
 from optuna_aznas.proxies.diagnose import BlockDiagnosis, Diagnosis, diagnose
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.evaluator import DEFAULT, ProxyEvaluator, ProxyScores
+from optuna_aznas.proxies.evaluator import ALL_PROXIES, DEFAULT, EXTENDED, ProxyEvaluator
+from optuna_aznas.proxies.scores import ProxyScores
 
 __all__ = [
+    "ALL_PROXIES",
     "DEFAULT",
+    "EXTENDED",
     "BlockDiagnosis",
     "BlockScores",
     "Diagnosis",

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.grids import on_one_grid, position_rows
 from optuna_aznas.proxies.trace import BlockPass
 
 Jacobian: TypeAlias = Literal["moment", "least-squares"]
@@ -57,7 +58,7 @@ class BlockScores:
         shape: Shape of the block's output f_l for one sample, without the batch dimension.
         entropy: Entropy e_l of the normalised eigenvalues of the output's channel covariance, in nats, between 0 and
             log(channels); NaN where the output is constant or not finite.
-        step: ``e_l - e_{l-1}``; NaN for the stem.
+        step: ``e_l - e_{l-1}``, against the feature that the block started from; NaN for a stem.
         spectral_norm: sigma, the largest singular value of the block's mean Jacobian; NaN for the stem.
         trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem, ``-inf`` for an identity in
             a CNN.
@@ -86,13 +87,16 @@ class AZNASObserver:
         jacobian: The estimate of the blocks' mean Jacobians. ``"moment"``: M = (1/P) sum g v^T, as in the paper.
             ``"least-squares"``: (sum g v^T)(sum v v^T)^-1, free of the moment's sampling noise.
         skip_identities: Leave identity blocks out of trainability (transformers) instead of scoring them ``-inf``.
+        samples: Samples in the batch; as many as the features' first dimension says if not given.
     """
 
-    def __init__(self, *, entropy: bool, jacobian: Jacobian, skip_identities: bool) -> None:
+    def __init__(self, *, entropy: bool, jacobian: Jacobian, skip_identities: bool, samples: int | None = None) -> None:
         self._entropy = entropy
         self._jacobian = jacobian
         self._skip_identities = skip_identities
-        self._passes: list[tuple[str, tuple[int, ...], float]] = []
+        self._samples = samples
+        self._passes: list[tuple[str, tuple[int, ...], float, int | None]] = []
+        self._channels_first: list[bool] = []
         # What waits to be reduced: the matrices of each block that a reduction takes.
         self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}
         self._waiting_bytes = 0
@@ -102,14 +106,17 @@ class AZNASObserver:
 
     def __call__(self, block: BlockPass) -> None:
         i, feature = len(self._passes), block.feature
-        first = channels_first(feature, block.module)
-        self._passes.append((block.name, tuple(feature.shape[1:]), block.macs / feature.shape[0]))
+        first = block.channels_first
+        macs = block.macs / (self._samples or feature.shape[0])
+        self._channels_first.append(first)
+        self._passes.append((block.name, tuple(feature.shape[1:]), macs, block.previous))
         if self._entropy:
             self._wait(self._reduce_features, i, position_rows(feature, first))
         if block.gradient is not None and block.cotangent is not None:
             g, v = block.gradient, block.cotangent
             try:
-                rows = on_one_grid(g, v, first)
+                g_first = first if block.previous is None else self._channels_first[block.previous]
+                rows = on_one_grid(g, v, g_first, first)
             except ValueError as error:
                 raise ProxyEvaluationError(
                     f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
@@ -159,7 +166,7 @@ class AZNASObserver:
         differ = _results(jobs[n_entropies + n_sigmas :], n)
         with_sigma = {i for job in self._sigmas for i in job.blocks}
         blocks: list[BlockScores] = []
-        for i, (name, shape, macs) in enumerate(self._passes):
+        for i, (name, shape, macs, previous) in enumerate(self._passes):
             sigma = sigmas[i]
             if differ[i] == 0.0:
                 trainability = math.nan if self._skip_identities else -math.inf
@@ -167,7 +174,7 @@ class AZNASObserver:
                 trainability = -math.inf
             else:
                 trainability = 2.0 - sigma - 1.0 / (sigma + _EPS_SIGMA)
-            step = entropies[i] - entropies[i - 1] if i else math.nan
+            step = entropies[i] - entropies[previous] if previous is not None else math.nan
             blocks.append(BlockScores(name, shape, entropies[i], step, sigma, trainability, macs))
         return blocks
 
@@ -179,30 +186,16 @@ def expressivity(blocks: list[BlockScores]) -> float:
 
 def progressivity(blocks: list[BlockScores]) -> float:
     """Smallest step of entropy from block to block, in nats. NaN if any is."""
-    steps = [block.step for block in blocks[1:]]
-    return math.nan if any(map(math.isnan, steps)) else min(steps)
+    if any(math.isnan(block.entropy) for block in blocks):
+        return math.nan
+    steps = [block.step for block in blocks[1:] if not math.isnan(block.step)]  # a second stem has none
+    return min(steps) if steps else math.nan
 
 
 def trainability(blocks: list[BlockScores]) -> float:
     """Mean of ``2 - sigma - 1/(sigma + 1e-6)`` over the blocks, at most 0."""
     scores = [block.trainability for block in blocks[1:] if not math.isnan(block.trainability)]
     return sum(scores) / len(scores) if scores else math.nan
-
-
-def channels_first(feature: Tensor, module: nn.Module) -> bool:
-    """Whether dimension 1 holds a feature's channels: images and volumes (B, C, H, W[, D]), and (B, C, L) after 1-D
-    convolutions. Tokens (B, N, C) and vectors (B, C) have them last.
-    """
-    if feature.ndim == 3:
-        return any(isinstance(m, nn.Conv1d | nn.ConvTranspose1d | nn.BatchNorm1d) for m in module.modules())
-    return feature.ndim > 3
-
-
-def position_rows(feature: Tensor, first: bool) -> Tensor:
-    """Return a feature as a matrix (P, C): a row for each of the batch's positions, a column for each channel."""
-    if first:
-        feature = feature.movedim(1, -1)
-    return feature.reshape(-1, feature.shape[-1])
 
 
 def scatter(x: Tensor) -> Tensor:
@@ -276,46 +269,6 @@ def _root_of_largest(matrices: Tensor) -> Tensor:
 
 def _as_number(flags: Tensor) -> Tensor:
     return flags[:, 0].float()
-
-
-def on_one_grid(g: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor]:
-    """Return g and v as matrices (P, channels) over the same positions.
-
-    Where a block strides by s, g lies on the finer grid: space-to-depth (for images ``pixel_unshuffle``) moves each s x
-    s patch into the channels. Where it upsamples, v does. A grid that is not a multiple is cropped or padded
-    with zeros at its end.
-
-    Raises:
-        ValueError: The two have no common grid.
-    """
-    if g.ndim != v.ndim:
-        if v.ndim == 2:  # flattened or pooled to one position for each sample
-            return g.flatten(1), v
-        raise ValueError("the number of dimensions changes, and positions cannot be matched.")
-    if first and g.shape[2:] != v.shape[2:]:
-        grid = [min(sizes) for sizes in zip(g.shape[2:], v.shape[2:], strict=True)]
-        return _rows_on_grid(g, grid), _rows_on_grid(v, grid)
-    if g.ndim == 3 and not first and g.shape[1] != v.shape[1]:
-        raise ValueError("the number of tokens changes, and positions cannot be matched.")
-    return position_rows(g, first), position_rows(v, first)
-
-
-def _rows_on_grid(x: Tensor, grid: list[int]) -> Tensor:
-    """Space-to-depth of (B, C, *sizes) onto ``grid``, as rows (B * positions of the grid, C * s1 * s2 * ...), s the
-    rounded ratios of the sizes.
-    """
-    strides = [max(1, round(size / n)) for size, n in zip(x.shape[2:], grid, strict=True)]
-    pad: list[int] = []
-    for size, n, stride in zip(reversed(x.shape[2:]), reversed(grid), reversed(strides), strict=True):
-        pad += [0, n * stride - size]
-    if any(pad):
-        x = nn.functional.pad(x, pad)  # a negative pad crops
-    split = [*x.shape[:2]]
-    for n, stride in zip(grid, strides, strict=True):
-        split += [n, stride]
-    d = len(grid)
-    order = [0, *(2 + 2 * i for i in range(d)), 1, *(3 + 2 * i for i in range(d))]
-    return x.reshape(split).permute(order).reshape(x.shape[0] * math.prod(grid), -1)
 
 
 def _results(jobs: list[_Job], n: int) -> list[float]:

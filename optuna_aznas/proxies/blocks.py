@@ -7,6 +7,7 @@ look at.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -19,6 +20,41 @@ from optuna_aznas.proxies.errors import ProxyEvaluationError
 BlockChoice: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """Where to look for a model's features.
+
+    Attributes:
+        blocks: Modules whose outputs are features, by name; may be empty if ``automatic``.
+        automatic: Whether they were found, not chosen by the user.
+        trusted: Whether the module tree leaves little doubt that they are the blocks.
+        split: Names of those that may be split at their residual sums.
+    """
+
+    blocks: dict[str, nn.Module]
+    automatic: bool
+    trusted: bool
+    split: frozenset[str] = frozenset()
+
+
+def plan_blocks(model: nn.Module, blocks: BlockChoice = None) -> BlockPlan:
+    """Say where to look for a model's features, as far as its module tree tells.
+
+    Args:
+        model: Any module.
+        blocks: As in :func:`find_blocks`.
+
+    Raises:
+        ProxyEvaluationError: As :func:`find_blocks`, but not if none is found automatically.
+        ValueError: ``blocks`` is of another kind.
+    """
+    if not (blocks is None or blocks == "auto"):
+        return BlockPlan(find_blocks(model, blocks), automatic=False, trusted=True)
+    found = _find_automatically(model)
+    split = frozenset(name for name, block in found.items() if _may_be_split(block))
+    return BlockPlan(found, automatic=True, trusted=bool(found) and _is_telling(model, found), split=split)
 
 
 def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Module]:
@@ -47,7 +83,7 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
         if not found:
             raise ProxyEvaluationError(
                 f"No blocks found in {type(model).__name__}: it has no repeated units and fewer than two layers with "
-                f"weights below its head. {_candidates(model)}"
+                f"weights below its head. {candidates(model)}"
             )
         return found
     found = _find_chosen(model, blocks)
@@ -60,6 +96,55 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
     return found
 
 
+def _may_be_split(block: nn.Module) -> bool:
+    """Whether a block's residual sums are features, as those of a transformer's layer are."""
+    return has_children(block) and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())
+
+
+def _is_telling(model: nn.Module, found: dict[str, nn.Module]) -> bool:
+    """Whether modules found in the tree are blocks beyond doubt.
+
+    That is so where a container holds most of them, and nothing outside it holds repeated units of its own; or where
+    they form a chain that ``Sequential`` runs.
+    """
+    parents = _parents(model, found)
+    if not any(map(has_children, found.values())):
+        recurrent = any(isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in model.modules())
+        in_sequence = all(type(parent).forward is nn.Sequential.forward for parent in parents.values())
+        return in_sequence and not recurrent
+    loose = [name for name in found if not isinstance(parents[_parent(name)], _CONTAINERS)]
+    if 2 * len(loose) >= len(found) or any(_holds_units(found[name]) for name in loose):
+        return False
+    return not any(_is_layer_in_pieces(model, name, parent) for name, parent in parents.items())
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _parents(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the modules that hold the named ones, by their own names."""
+    return {parent: model.get_submodule(parent) for parent in {_parent(name): None for name in names}}
+
+
+def _holds_units(module: nn.Module) -> bool:
+    for inner in module.modules():
+        if isinstance(inner, _CONTAINERS):
+            kinds = [type(m) for m in inner if has_children(m) and not isinstance(m, _CONTAINERS)]
+            if len(kinds) > len(set(kinds)):
+                return True
+    return False
+
+
+def _is_layer_in_pieces(model: nn.Module, name: str, parent: nn.Module) -> bool:
+    """Whether a container holds pieces of one block, as ``ModuleList([attention, mlp])`` does within another."""
+    if not isinstance(parent, nn.ModuleList) or len(parent) < 2:
+        return False
+    return isinstance(model.get_submodule(_parent(name)), nn.ModuleList) and len({type(m) for m in parent}) == len(
+        parent
+    )
+
+
 def _find_chosen(
     model: nn.Module, blocks: str | Sequence[str] | Callable[[str, nn.Module], bool]
 ) -> dict[str, nn.Module]:
@@ -67,7 +152,7 @@ def _find_chosen(
         found = {name: module for name, module in model.named_modules() if name and blocks(name, module)}
         if not found:
             raise ProxyEvaluationError(
-                f"The callable given as blocks chose no module of {type(model).__name__}. {_candidates(model)}"
+                f"The callable given as blocks chose no module of {type(model).__name__}. {candidates(model)}"
             )
         return found
     patterns = [blocks] if isinstance(blocks, str) else list(blocks) if isinstance(blocks, Iterable) else []
@@ -80,7 +165,7 @@ def _find_chosen(
         matched = {name: module for name, module in model.named_modules() if name and _matches(name, pattern)}
         if not matched:
             raise ProxyEvaluationError(
-                f"No module of {type(model).__name__} is called {pattern!r}. {_candidates(model)}"
+                f"No module of {type(model).__name__} is called {pattern!r}. {candidates(model)}"
             )
         found.update(matched)
     return found
@@ -104,7 +189,23 @@ def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
         chain = _chain(model)
         if len(chain) >= 2:
             return chain
+    units = _without_head(model, units)
     return units if len(units) >= 2 else {}
+
+
+def _without_head(model: nn.Module, units: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leave out the head: linear layers behind units that lie in a container, such as a pooler or classifier."""
+    names = list(units)
+    parents = _parents(model, names)
+    held = [i for i, name in enumerate(names) if isinstance(parents[_parent(name)], _CONTAINERS)]
+    if len(held) < 2:
+        return units
+    behind = {name for name in names[held[-1] + 1 :] if not _convolves(units[name])}
+    return {name: unit for name, unit in units.items() if name not in behind}
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
 
 
 def _chain(model: nn.Module) -> dict[str, nn.Module]:
@@ -146,7 +247,7 @@ def has_weight(module: nn.Module) -> bool:
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
-def _candidates(model: nn.Module) -> str:
+def candidates(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if name and has_weight(module)]
     if not names:
         return "It has no module with a weight matrix or kernel at all."

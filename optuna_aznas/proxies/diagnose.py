@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES, BlockScores
-from optuna_aznas.proxies.evaluator import ProxyEvaluator, ProxyScores
+from optuna_aznas.proxies.evaluator import ProxyEvaluator
+from optuna_aznas.proxies.scores import ProxyScores
 
 #: A block's t = 2 - sigma - 1/sigma is below this where sigma lies outside 0.5 to 2: a block that halves or doubles
 #: gradients. Ten such blocks in a row make a factor of a thousand. Blocks of networks that train well lie within: a
@@ -165,6 +166,7 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         names=evaluator.proxies,
         blocks=full.blocks,
         seconds=full.seconds,
+        how=full.how,
     )
     total = values["complexity"]
     blocks = []
@@ -173,7 +175,8 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         before = full.blocks[i - 1] if i else None
         fields = dataclasses.asdict(block)
         blocks.append(BlockDiagnosis(**fields, share=share, findings=_findings(block, before, share, len(full.blocks))))
-    return Diagnosis(tuple(blocks), scores, (_how_chosen(evaluator, blocks), *_model_findings(blocks, values)))
+    how = f"{len(blocks)} features, {full.how}: {_listed([block.name for block in blocks])}"
+    return Diagnosis(tuple(blocks), scores, (how, *_model_findings(blocks, values)))
 
 
 def _findings(block: BlockScores, before: BlockScores | None, share: float, n_blocks: int) -> tuple[str, ...]:
@@ -284,16 +287,6 @@ def _spoils(block: BlockDiagnosis, proxy: str) -> bool:
         "complexity": block.complexity,
     }[proxy]
     return not math.isfinite(value)
-
-
-def _how_chosen(evaluator: ProxyEvaluator, blocks: Sequence[BlockDiagnosis]) -> str:
-    if evaluator.blocks is None or evaluator.blocks == "auto":
-        how = "found automatically"
-    elif callable(evaluator.blocks):
-        how = "chosen by the callable given as blocks"
-    else:
-        how = "named by blocks="
-    return f"{len(blocks)} features, {how}: {_listed([block.name for block in blocks])}"
 
 
 def _listed(names: Sequence[str], at_most: int = 8) -> str:

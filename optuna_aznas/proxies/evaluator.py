@@ -2,91 +2,59 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optuna_aznas.proxies import aznas
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES, AZNASObserver, BlockScores, Jacobian
-from optuna_aznas.proxies.blocks import BlockChoice, find_blocks
+from optuna_aznas.proxies.blocks import BlockChoice, BlockPlan, candidates, plan_blocks
+from optuna_aznas.proxies.classic import CLASSIC_PROXIES, ClassicProxies
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.scores import ProxyScores
 from optuna_aznas.proxies.state import scoring_mode
-from optuna_aznas.proxies.trace import map_tensors, run_blocks, tensors_in
+from optuna_aznas.proxies.trace import BlockPass, PassReport, run_blocks
+from optuna_aznas.proxies.transformer import (
+    TRANSFORMER_PROXIES,
+    AttentionObserver,
+    PositionObserver,
+    TokenInteractionObserver,
+    constant_batch,
+)
 from optuna_aznas.proxies.weights import Substitute, is_transformer, substitute_state
+from optuna_aznas.proxies.wholegraph import NotFoundError, run_whole
 
 #: The proxies that are computed unless others are named.
 DEFAULT = AZNAS_PROXIES
 
+#: The four and two more that tell other things: the best assembly on NAS-Bench-201, at about three times the cost.
+EXTENDED = (*AZNAS_PROXIES, "jacobian_covariance", "zico")
+
+#: All that can be named in ``ProxyEvaluator(proxies=...)``.
+ALL_PROXIES = (*AZNAS_PROXIES, *TRANSFORMER_PROXIES, *CLASSIC_PROXIES)
+
+#: Proxies that look at blocks.
+_BLOCK_PROXIES = {*AZNAS_PROXIES, *TRANSFORMER_PROXIES}
+
 #: Fewest signs to draw at once.
 _POOL = 2**20
 
+#: How blocks were found.
+FROM_TREE = "found in the tree of modules"
+FROM_RUN = "found by running the model: tensors through which everything passes"
+
+#: Scores by proxy, the blocks, and how these were found.
+_Outcome: TypeAlias = tuple[dict[str, float], list[BlockScores], str]
+
 _INITS = ("auto", "kaiming", "trunc_normal", None)
-
-
-class ProxyScores(tuple[float, ...]):
-    """What a model scored: a tuple of floats that Optuna takes as objective values as it is.
-
-    Bigger is better for every proxy. A score that came out NaN is ``-inf``: ranked last.
-
-    Attributes:
-        names: The proxies' names, in the order of the values. Each is also an attribute: ``scores.expressivity``.
-        blocks: A :class:`~optuna_aznas.proxies.BlockScores` for the stem and each block, in the order of execution
-            (of the first repeat, where there are several).
-        seconds: Wall-clock time of the evaluation.
-
-    Example:
-        >>> scores = ProxyScores([57.1, 0.2], names=["expressivity", "progressivity"])
-        >>> scores.progressivity
-        0.2
-        >>> scores.as_dict()
-        {'expressivity': 57.1, 'progressivity': 0.2}
-    """
-
-    names: tuple[str, ...]
-    blocks: tuple[BlockScores, ...]
-    seconds: float
-
-    def __new__(
-        cls,
-        values: Iterable[float],
-        *,
-        names: Sequence[str],
-        blocks: Iterable[BlockScores] = (),
-        seconds: float = math.nan,
-    ) -> ProxyScores:
-        scores = super().__new__(cls, (-math.inf if math.isnan(value) else float(value) for value in values))
-        if len(names) != len(scores):
-            raise ValueError(f"names must name each of the {len(scores)} values; got {len(names)} names.")
-        scores.names = tuple(names)
-        scores.blocks = tuple(blocks)
-        scores.seconds = seconds
-        return scores
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the scores by proxy name."""
-        return dict(zip(self.names, self, strict=True))
-
-    def __getattr__(self, name: str) -> float:
-        if not name.startswith("_") and name in self.names:
-            return self[self.names.index(name)]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.as_dict().items())})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds)
-
-
-def _restore_scores(
-    values: tuple[float, ...], names: tuple[str, ...], blocks: tuple[BlockScores, ...], seconds: float
-) -> ProxyScores:
-    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds)
 
 
 class ProxyEvaluator:
@@ -97,7 +65,9 @@ class ProxyEvaluator:
     the same scores, whatever was evaluated before.
 
     A convolutional network runs in train mode with Kaiming-normal weights; a transformer (attention and layer
-    normalisation) in eval mode with truncated-normal ones.
+    normalisation) in eval mode with truncated-normal ones. In a transformer whose features all have one shape
+    progressivity is not used, as nothing grows there, and neither is trainability by least squares, which only tells
+    the width (see the documentation): both are 0, hence a tie for all, and are still measured block by block.
 
     Threads may share an evaluator and take turns; several processes score several models at once.
 
@@ -107,7 +77,9 @@ class ProxyEvaluator:
         inputs: A real batch instead of noise: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments. Exactly one of ``input_shape`` and ``inputs`` must be given.
         batch_size: Samples in the batch of noise, at least 1 (at least 2 for batch normalisation on 1 x 1 features).
-        proxies: Names of the proxies to compute, in the order wanted. What is not named costs nothing.
+        proxies: Names of the proxies to compute, in the order wanted, of :data:`~optuna_aznas.proxies.ALL_PROXIES`: the
+            four of AZ-NAS, those for transformers (:mod:`~optuna_aznas.proxies.transformer`), and the field's others
+            (:mod:`~optuna_aznas.proxies.classic`). What is not named costs nothing.
         blocks: The primary blocks: see :func:`~optuna_aznas.proxies.find_blocks`.
         init: ``"auto"`` draws weights anew as said above; ``"kaiming"`` or ``"trunc_normal"`` name the draw; ``None``
             keeps the model's own, pretrained ones say. ``None`` still runs a convolutional network in train mode.
@@ -163,9 +135,9 @@ class ProxyEvaluator:
             if not _is_int(value) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
         proxies = (proxies,) if isinstance(proxies, str) else tuple(proxies)
-        unknown = [name for name in proxies if name not in AZNAS_PROXIES]
+        unknown = [name for name in proxies if name not in ALL_PROXIES]
         if unknown or not proxies or len(set(proxies)) < len(proxies):
-            raise ValueError(f"proxies must be one or more of {AZNAS_PROXIES}, each once; got {proxies}.")
+            raise ValueError(f"proxies must be one or more of {ALL_PROXIES}, each once; got {proxies}.")
         if init not in _INITS:
             raise ValueError(f"init must be one of {_INITS}; got {init!r}.")
         if jacobian not in get_args(Jacobian):
@@ -198,97 +170,208 @@ class ProxyEvaluator:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         start = time.perf_counter()
-        blocks = find_blocks(model, self.blocks)
+        plan = plan_blocks(model, self.blocks) if self._wants(_BLOCK_PROXIES) else None
         modules = dict(model.named_modules())
         _check_replaceable(modules)
-        runs = [self._score_once(model, modules, blocks, repeat) for repeat in range(self.repeats)]
-        values = [sum(scores) / self.repeats for scores in zip(*(scores for scores, _ in runs), strict=True)]
-        return ProxyScores(values, names=self.proxies, blocks=runs[0][1], seconds=time.perf_counter() - start)
+        runs = [self._score_once(model, modules, plan, repeat) for repeat in range(self.repeats)]
+        values = [sum(scores[name] for scores, *_ in runs) / self.repeats for name in self.proxies]
+        _, blocks, how = runs[0]
+        return ProxyScores(values, names=self.proxies, blocks=blocks, how=how, seconds=time.perf_counter() - start)
+
+    def _wants(self, *names: str | set[str]) -> bool:
+        """Whether any of these proxies was named."""
+        return any(
+            name in self.proxies if isinstance(name, str) else not name.isdisjoint(self.proxies) for name in names
+        )
 
     def _score_once(
-        self, model: nn.Module, modules: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module], repeat: int
-    ) -> tuple[list[float], list[BlockScores]]:
+        self, model: nn.Module, modules: Mapping[str, nn.Module], plan: BlockPlan | None, repeat: int
+    ) -> _Outcome:
         transformer = is_transformer(modules.values())
         if not transformer:
             try:
-                return self._run(model, modules, blocks, repeat, transformer, streamlined=True)
+                return self._run(model, modules, plan, repeat, transformer, streamlined=True)
             except ProxyEvaluationError:
                 pass  # perhaps the model needs what was left out: see _run
-        return self._run(model, modules, blocks, repeat, transformer, streamlined=False)
+        return self._run(model, modules, plan, repeat, transformer, streamlined=False)
 
     def _run(
         self,
         model: nn.Module,
         modules: Mapping[str, nn.Module],
-        blocks: Mapping[str, nn.Module],
+        plan: BlockPlan | None,
         repeat: int,
         transformer: bool,
         *,
         streamlined: bool,
-    ) -> tuple[list[float], list[BlockScores]]:
+    ) -> _Outcome:
         """Score a model with the draws of one repeat.
 
         Args:
             model: The model.
             modules: All its modules by name.
-            blocks: Its primary blocks by name.
+            plan: Where to look for its features, if at all.
             repeat: The number of the repeat.
             transformer: Whether it is scored as a transformer.
             streamlined: Keep images and kernels with their channels last in memory, where pooling and normalisation on
                 a CPU take a third of the time, and leave out the running statistics of batch normalisation. A model may
                 object to either: with ``view`` on features, or by reading the statistics itself.
         """
-        # A stream for each purpose, so that networks of different size are run on the same noise.
-        streams = np.random.SeedSequence([self.seed, repeat]).generate_state(4, np.uint64)
-        weights, noise, cotangents = (self._generator(int(stream)) for stream in streams[:3])
+        # A stream for each purpose, so that networks of different size are run on the same noise, and naming one proxy
+        # changes no other.
+        streams = [int(word) for word in np.random.SeedSequence([self.seed, repeat]).generate_state(7, np.uint64)]
+        weights, noise, cotangents, mode_seed, tokens, labels, zen = streams
         init = self.init
         if init == "auto":
             init = "trunc_normal" if transformer else "kaiming"
-        observer = AZNASObserver(
-            entropy="expressivity" in self.proxies or "progressivity" in self.proxies,
-            jacobian=self.jacobian,
-            skip_identities=transformer,
-        )
-        mode_seed = int(streams[3] >> np.uint64(1))
-        with scoring_mode(modules.values(), training=not transformer, seed=mode_seed, device=self.device):
+        scores: dict[str, float] = {}
+        block_scores: list[BlockScores] = []
+        how = ""
+        with scoring_mode(modules.values(), training=not transformer, seed=mode_seed >> 1, device=self.device):
             state = substitute_state(
                 modules.items(),
                 init=init,
-                generator=weights,
+                generator=self._generator(weights),
                 device=self.device,
                 channels_last=streamlined,
                 running_statistics=not streamlined,
             )
-            macs = run_blocks(
-                model,
-                state,
-                self._batch(noise, state, channels_last=streamlined),
-                blocks,
-                observe=observer,
-                draw_cotangent=_rademacher(cotangents) if "trainability" in self.proxies else None,
-                count_macs="complexity" in self.proxies,
-            )
-            scores = observer.finish()
-        if len(scores) < 2:
-            ran = f"only {scores[0].name!r} ran" if scores else "none of them ran"
+            drawn = self._generator(noise)
+            batch = self._batch(drawn, state, channels_last=streamlined)
+            if plan is not None:
+                scores, block_scores, how = self._block_proxies(
+                    model, state, batch, plan, cotangents, tokens, transformer, last_try=not streamlined
+                )
+            if self._wants(set(CLASSIC_PROXIES)):
+                classic = ClassicProxies(
+                    model,
+                    state,
+                    batch,
+                    lambda: self._batch(drawn, state, channels_last=streamlined),
+                    labels=self._generator(labels),
+                    noise=self._generator(zen),
+                )
+                scores |= classic.compute(set(self.proxies) & set(CLASSIC_PROXIES))
+        return scores, block_scores, how
+
+    def _block_proxies(
+        self,
+        model: nn.Module,
+        state: Sequence[Substitute],
+        batch: Any,
+        plan: BlockPlan,
+        cotangents: int,
+        tokens: int,
+        transformer: bool,
+        *,
+        last_try: bool,
+    ) -> _Outcome:
+        """Return what is named of the proxies that look at blocks, from one forward and one backward pass.
+
+        Where the module tree does not tell the blocks, the model is run as a whole; where it seemed to, but the blocks
+        turn out not to be handed one another's outputs, it is run once more.
+
+        Args:
+            model: The model.
+            state: What it is run with in the place of its parameters and buffers.
+            batch: What it is run on.
+            plan: Where to look for its features.
+            cotangents: Seed of the cotangents.
+            tokens: Seed of the tokens that :class:`TokenInteractionObserver` looks at.
+            transformer: Whether it is scored as a transformer.
+            last_try: Whether a model that fails to run as a whole is not tried again in another way.
+        """
+
+        def at_modules() -> _BlockPass:
+            return self._pass(partial(run_blocks, blocks=plan.blocks, split=plan.split), *common)
+
+        def as_a_whole() -> _BlockPass:
+            return self._pass(run_whole, *common)
+
+        common = model, state, batch, cotangents, tokens, transformer
+        if not plan.automatic:
+            done, how = at_modules(), "named by blocks="
+        elif plan.trusted:
+            done, how = at_modules(), FROM_TREE
+            if not done.report.connected or len(done.blocks) < 2:
+                with suppress(ProxyEvaluationError):  # then what the tree says is the best there is
+                    done, how = as_a_whole(), FROM_RUN
+        else:
+            try:
+                done, how = as_a_whole(), FROM_RUN
+            except ProxyEvaluationError as error:
+                if len(plan.blocks) < 2 and isinstance(error, NotFoundError):
+                    raise ProxyEvaluationError(
+                        f"No blocks found in {type(model).__name__}: it has no repeated units and fewer than two "
+                        f"layers with weights below its head, and {error}. {candidates(model)}"
+                    ) from None
+                if len(plan.blocks) < 2 or not (last_try or isinstance(error, NotFoundError)):
+                    raise
+                done, how = at_modules(), FROM_TREE
+        found = done.blocks
+        if len(found) < 2:
+            ran = f"only {found[0].name!r} ran" if found else "none of them ran"
+            names = ", ".join(map(repr, plan.blocks))
             raise ProxyEvaluationError(
-                f"{type(model).__name__} shows fewer than two features: of its blocks ({', '.join(map(repr, blocks))}) "
+                f"{type(model).__name__} shows fewer than two features: of its blocks ({names}) "
                 f"{ran}, and there was no stem before. Name two or more blocks with ProxyEvaluator(blocks=[...])."
             )
-        samples = next(tensors_in(self.inputs)).shape[0] if self.inputs is not None else self.batch_size
+        samples = next(tensors_in(batch)).shape[0]
+        isotropic = transformer and len({block.shape for block in found}) == 1
         compute: dict[str, Callable[[], float]] = {
-            "expressivity": lambda: aznas.expressivity(scores),
-            "progressivity": lambda: aznas.progressivity(scores),
-            "trainability": lambda: aznas.trainability(scores),
-            "complexity": lambda: macs / samples,
+            "expressivity": lambda: aznas.expressivity(found),
+            "progressivity": lambda: 0.0 if isotropic else aznas.progressivity(found),
+            "trainability": lambda: (
+                0.0 if isotropic and self.jacobian == "least-squares" else aznas.trainability(found)
+            ),
+            "complexity": lambda: done.report.macs / samples,
         }
-        return [compute[name]() for name in self.proxies], scores
+        if done.attention is not None:
+            compute["attention"] = done.attention.score
+        if done.interaction is not None:
+            compute["token_interaction"] = done.interaction.score
+        if self._wants("position"):
+            position = PositionObserver(image=next(tensors_in(batch)).ndim == 4)
+            done.run(model, state, constant_batch(batch), observe=position, draw_cotangent=None, count_macs=False)
+            compute["position"] = position.score
+        return {name: compute[name]() for name in self.proxies if name in compute}, found, how
+
+    def _pass(
+        self,
+        run: Callable[..., PassReport],
+        model: nn.Module,
+        state: Sequence[Substitute],
+        batch: Any,
+        cotangents: int,
+        tokens: int,
+        transformer: bool,
+    ) -> _BlockPass:
+        """Run a model with fresh observers."""
+        observer = AZNASObserver(
+            entropy=self._wants("expressivity", "progressivity"),
+            jacobian=self.jacobian,
+            skip_identities=transformer,
+            samples=next(tensors_in(batch)).shape[0],
+        )
+        attention = AttentionObserver(next(tensors_in(batch)).shape[0]) if self._wants("attention") else None
+        interaction = TokenInteractionObserver(self._generator(tokens)) if self._wants("token_interaction") else None
+        products = self._wants("trainability", "token_interaction")
+        with _watched(attention):
+            report = run(
+                model,
+                state,
+                batch,
+                observe=observer if interaction is None else _both(observer, interaction),
+                draw_cotangent=_rademacher(self._generator(cotangents)) if products else None,
+                count_macs=self._wants("complexity"),
+            )
+        return _BlockPass(run, report, observer.finish(), attention, interaction)
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed >> 1)  # torch takes 63 bits
 
     def _batch(self, generator: torch.Generator, state: Sequence[Substitute], *, channels_last: bool) -> Any:
-        floating = (t.dtype for _, _, t in state if t is not None and t.is_floating_point())
+        floating = (t.dtype for _, _, t in state if isinstance(t, Tensor) and t.is_floating_point())
         dtype = next(floating, torch.float32)
 
         def arranged(tensor: Tensor) -> Tensor:
@@ -305,6 +388,34 @@ class ProxyEvaluator:
             ),
             self.inputs,
         )
+
+
+class _BlockPass(NamedTuple):
+    """One pass and what was seen in it."""
+
+    run: Callable[..., PassReport]
+    report: PassReport
+    blocks: list[BlockScores]
+    attention: AttentionObserver | None
+    interaction: TokenInteractionObserver | None
+
+
+def _watched(attention: AttentionObserver | None) -> AbstractContextManager[Any]:
+    """Run the body under ``attention``, with attention computed as it is written, which is where its maps exist."""
+    if attention is None:
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    stack.enter_context(attention)
+    return stack
+
+
+def _both(*observers: Callable[[BlockPass], None]) -> Callable[[BlockPass], None]:
+    def observe(block: BlockPass) -> None:
+        for observer in observers:
+            observer(block)
+
+    return observe
 
 
 def _rademacher(generator: torch.Generator) -> Callable[[Tensor], Tensor]:

@@ -33,6 +33,7 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
         numpy_state, python_state = np.random.get_state(), random.getstate()
         cuda = [device] if device.type == "cuda" else []
         collecting, threads = gc.isenabled(), torch.get_num_threads()
+        fused_attention = torch.backends.mha.get_fastpath_enabled()
         settings = [(owner, name, getattr(owner, name), value) for owner, name, value in _numeric_settings()]
         try:
             for module, was_training in modes:
@@ -42,6 +43,7 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
                 setattr(owner, name, value)
             if cuda:
                 torch.set_num_threads(1)  # what is left to the CPU are small matrices, slower with more
+            torch.backends.mha.set_fastpath_enabled(False)  # one operator, inside which nothing can be counted or seen
             gc.disable()  # a pass leaves no cycles, and looking for them again and again takes a tenth of its time
             with (
                 torch.random.fork_rng(devices=cuda),
@@ -63,6 +65,7 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
         finally:
             if cuda:
                 torch.set_num_threads(threads)
+            torch.backends.mha.set_fastpath_enabled(fused_attention)
             if collecting:
                 gc.enable()
             for owner, name, before, _ in settings:

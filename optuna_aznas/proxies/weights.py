@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
-_NORMS = (
+#: Layers with a weight matrix or kernel.
+WEIGHTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+#: Layers whose weights are drawn anew.
+_DRAWN = (*WEIGHTED, *_EMBEDDINGS, nn.MultiheadAttention, nn.RNNBase)
+
+#: Layers of normalisation.
+NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
@@ -51,7 +59,7 @@ class Substitute(NamedTuple):
 
     store: dict[str, Any]
     name: str
-    tensor: Tensor | None
+    tensor: Any
 
 
 @contextmanager
@@ -100,12 +108,15 @@ def substitute_state(
             and each of them costs a tensor and a kernel.
     """
     places: list[tuple[dict[str, Any], str, Tensor]] = []
+    recurrent: list[nn.RNNBase] = []
     values: dict[int, Tensor | None] = {}  # by the identity of the original, so that tied ones stay tied
-    drawn: list[Tensor] = []
+    drawn: list[tuple[Tensor, float]] = []
     constants: dict[tuple[Any, ...], Tensor] = {}
     for prefix, module in modules:
-        weighted = init is not None and isinstance(module, _WEIGHTED)
-        fresh = weighted or (init is not None and isinstance(module, _NORMS))
+        weighted = init is not None and isinstance(module, _DRAWN)
+        fresh = weighted or (init is not None and isinstance(module, NORMS))
+        if isinstance(module, nn.RNNBase):
+            recurrent.append(module)
         left_out = _STATISTICS if not running_statistics and _is_batch_norm(module) else ()
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for store in stores:
@@ -123,10 +134,11 @@ def substitute_state(
                     )
                 if name in left_out:
                     continue
-                if weighted and name == "weight" and store is module._parameters:
-                    drawn.append(tensor)
-                elif fresh and name in _FRESH:
-                    key = (tensor.shape, _FRESH[name], _full_precision(tensor.dtype))
+                kind = _kind(name) if weighted else name
+                if weighted and kind == "weight" and store is module._parameters:
+                    drawn.append((tensor, _kaiming_std(module, tensor)))
+                elif fresh and kind in _FRESH:
+                    key = (tensor.shape, _FRESH[kind], _full_precision(tensor.dtype))
                     if key not in constants or store is module._buffers:  # buffers are written to
                         constants[key] = torch.full(key[0], key[1], dtype=key[2], device=device)
                     values[id(tensor)] = constants[key]
@@ -142,17 +154,38 @@ def substitute_state(
                     )
     if init is not None:
         values |= _drawn(drawn, init, generator, device, channels_last)
-    return [Substitute(store, name, values[id(tensor)]) for store, name, tensor in places]
+    state = [Substitute(store, name, values[id(tensor)]) for store, name, tensor in places]
+    for module in recurrent:  # they run on a list of their own
+        flat = [None if weight is None else values[id(weight)] for weight in module._flat_weights]
+        state.append(Substitute(module.__dict__, "_flat_weights", flat))
+    return state
+
+
+def _kind(name: str) -> str:
+    """What a parameter of a layer with weights is: ``"weight"``, ``"bias"``, or by its own name."""
+    if "bias" in name:  # in_proj_bias, bias_ih_l0, ...
+        return "bias"
+    return "weight" if name.startswith("weight") or name.endswith("weight") else name
+
+
+def _kaiming_std(module: nn.Module, weight: Tensor) -> float:
+    """Standard deviation of a Kaiming-normal draw (fan-in, ReLU gain); 1 for embeddings, which multiply nothing."""
+    return 1.0 if isinstance(module, _EMBEDDINGS) else (2.0 / weight.shape[1:].numel()) ** 0.5
 
 
 def _drawn(
-    weights: Sequence[Tensor], init: str, generator: torch.Generator, device: torch.device, channels_last: bool
+    weights: Sequence[tuple[Tensor, float]],
+    init: str,
+    generator: torch.Generator,
+    device: torch.device,
+    channels_last: bool,
 ) -> dict[int, Tensor | None]:
-    """Return a fresh draw for each weight, by the weight's identity.
+    """Return a fresh draw for each weight (given with its standard deviation under ``"kaiming"``), by the weight's
+    identity.
 
     One draw for all of them: dozens of small ones cost more than the numbers themselves.
     """
-    sizes = [weight.numel() for weight in weights]
+    sizes = [weight.numel() for weight, _ in weights]
     flat = torch.empty(sum(sizes), device=device)
     if init == "trunc_normal":
         nn.init.trunc_normal_(
@@ -162,9 +195,9 @@ def _drawn(
     else:
         pieces = flat.normal_(generator=generator).split(sizes)
         if pieces:
-            torch._foreach_mul_(pieces, [(2.0 / weight.shape[1:].numel()) ** 0.5 for weight in weights])
+            torch._foreach_mul_(pieces, [std for _, std in weights])
     values: dict[int, Tensor | None] = {}
-    for weight, piece in zip(weights, pieces, strict=True):
+    for (weight, _), piece in zip(weights, pieces, strict=True):
         if channels_last and weight.ndim == 4:
             c_out, c_in, height, width = weight.shape
             value = piece.view(c_out, height, width, c_in).permute(0, 3, 1, 2)

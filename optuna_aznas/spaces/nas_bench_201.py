@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from optuna_aznas.spaces._layers import BatchNorm2d, Conv2d
+
 if TYPE_CHECKING:
     import optuna
 
@@ -145,8 +147,8 @@ class Network(nn.Module):
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")
         self.arch = to_arch(operations)
         self.stem = nn.Sequential(
-            _Conv2d(3, channels, 3, padding=1, bias=False, device=device),
-            _BatchNorm2d(channels, device=device),
+            Conv2d(3, channels, 3, padding=1, bias=False, device=device),
+            BatchNorm2d(channels, device=device),
         )
         blocks: list[nn.Module] = []
         for stage in range(3):
@@ -156,7 +158,7 @@ class Network(nn.Module):
             blocks += [Cell(operations, channels, device) for _ in range(cells)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(
-            _BatchNorm2d(channels, device=device), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            BatchNorm2d(channels, device=device), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
         self.classifier = nn.Linear(channels, classes, device=device)
 
@@ -197,7 +199,7 @@ class ReductionBlock(nn.Module):
         )
         self.shortcut = nn.Sequential(
             nn.AvgPool2d(2, stride=2),
-            _Conv2d(channels_in, channels_out, 1, bias=False, device=device),
+            Conv2d(channels_in, channels_out, 1, bias=False, device=device),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,24 +224,6 @@ def _relu_conv_norm(
     padding = kernel // 2
     return nn.Sequential(
         nn.ReLU(),
-        _Conv2d(channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False, device=device),
-        _BatchNorm2d(channels_out, device=device),
+        Conv2d(channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False, device=device),
+        BatchNorm2d(channels_out, device=device),
     )
-
-
-class _Conv2d(nn.Conv2d):
-    """A convolution that draws no weights where they would have no values; torch takes longer over that than over
-    drawing them.
-    """
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
-class _BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with the same reserve."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()

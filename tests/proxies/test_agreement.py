@@ -202,9 +202,9 @@ def test_repeats_average_over_draws(monkeypatch):
 
     monkeypatch.setattr(ProxyEvaluator, "_score_once", keep)
     scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", seed=5, repeats=3)(model)
-    assert len({values[0] for values, _ in singles}) == 3  # three draws indeed
+    assert len({values["expressivity"] for values, *_ in singles}) == 3  # three draws indeed
     for i, name in enumerate(scores.names):
-        assert scores[i] == pytest.approx(sum(values[i] for values, _ in singles) / 3), name
+        assert scores[i] == pytest.approx(sum(values[name] for values, *_ in singles) / 3), name
     assert scores.blocks == tuple(singles[0][1])
 
 

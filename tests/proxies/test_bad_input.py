@@ -163,8 +163,22 @@ def test_a_block_that_runs_twice():
         def forward(self, x):
             return self.last(self.block(self.block(self.stem(x))))
 
-    with pytest.raises(ProxyEvaluationError, match=r"'block'.* ran twice"):
-        evaluate_untouched(Twice())
+    twice = evaluate_untouched(Twice(), blocks=["stem", "block", "last"])
+    assert [b.name for b in twice.blocks] == ["stem", "block", "block (call 2)", "last"]
+    assert min(b.spectral_norm for b in twice.blocks[1:]) > 0.1
+
+
+def test_a_block_that_calls_itself():
+    class Recursive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x, depth=2):
+            return self(self.conv(x), depth - 1) if depth else x
+
+    with pytest.raises(ProxyEvaluationError, match=r"Block '1' \(Recursive\) calls itself"):
+        evaluate_untouched(nn.Sequential(stem(), Recursive(), block()), blocks=["0", "1", "2"])
 
 
 def test_lazy_and_meta_parameters():
@@ -177,19 +191,12 @@ def test_lazy_and_meta_parameters():
         ProxyEvaluator((3, 8, 8), device="cpu", init=None)(meta)
 
 
-def test_grids_that_do_not_match():
-    class Tokens(nn.Module):
-        """(B, 4, 8, 8) -> (B, 64, 4)."""
-
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(4, 4, 1)
-
-        def forward(self, x):
-            return self.conv(x).flatten(2).mT
-
-    model = nn.Sequential(stem(), block(), Tokens())
-    with pytest.raises(ProxyEvaluationError, match=r"Block '2' turns .*\(4, 4, 8, 8\) into \(4, 64, 4\).*leave out"):
+def test_features_of_other_samples():
+    """A block that moves part of the image into the batch, as windows of attention lie there."""
+    model = nn.Sequential(stem(), block(), Returns(lambda x: x.unfold(2, 4, 4).movedim(2, 0).flatten(0, 1)))
+    with pytest.raises(
+        ProxyEvaluationError, match=r"Block '2' turns .*\(4, 4, 8, 8\) into \(8, 4, 8, 4\).*not the batch"
+    ):
         evaluate_untouched(model)
     assert math.isfinite(evaluate_untouched(model, proxies=["expressivity"]).expressivity)
 

@@ -126,7 +126,10 @@ def test_multilayer_perceptron_in_a_wrapper():
 def test_transformer_encoder_on_token_ids():
     tokens = torch.randint(0, 11, (6, 9))
     scores = ProxyEvaluator(inputs=tokens, device="cpu")(Encoder())
-    assert [b.name for b in scores.blocks] == ["input of layers.0", "layers.0", "layers.1", "layers.2"]
+    names = ["input of layers.0"]
+    for i in range(3):
+        names += [f"after layers.{i}.self_attn", f"layers.{i}"]
+    assert [b.name for b in scores.blocks] == names
     assert {b.shape for b in scores.blocks} == {(9, 16)}
     same = ProxyEvaluator(inputs={"tokens": tokens}, device="cpu")(model := Encoder())
     assert same == ProxyEvaluator(inputs=(tokens,), device="cpu")(model)
@@ -146,7 +149,7 @@ def test_an_encoder_is_opened():
     assert list(find_blocks(Encoded())) == names
     assert list(find_blocks(nn.ModuleDict({"wrapped": Encoded()}))) == [f"wrapped.{name}" for name in names]
     scores = ProxyEvaluator((3, 16, 16), batch_size=4)(Encoded())
-    assert [b.shape for b in scores.blocks] == [(16, 16)] * 4
+    assert [b.shape for b in scores.blocks] == [(16, 16)] * 7
 
 
 def test_signals_have_their_channels_first():

@@ -15,7 +15,7 @@ from torch import nn
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator, spaces
 from optuna_aznas.proxies import aznas
 from optuna_aznas.proxies import evaluator as evaluator_module
-from optuna_aznas.proxies.trace import _MacCounter
+from optuna_aznas.proxies.trace import MacCounter
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch, to_params
 from tests.proxies.test_agreement import ARCHS, ResNetish
 from tests.proxies.test_contracts import assert_same, random_states, snapshot
@@ -189,7 +189,7 @@ def test_multiply_accumulates_of_what_is_no_layer():
         lambda: torch.relu(x + x * 2).mean(): 0,
     }
     for call, expected in cases.items():
-        with _MacCounter() as counter:
+        with MacCounter() as counter:
             call()
         assert counter.total == expected
 

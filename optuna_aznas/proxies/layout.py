@@ -1,0 +1,56 @@
+"""Which dimension of a feature holds its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+_OVER_CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+
+def channels_first(feature: Tensor, modules: Iterable[nn.Module]) -> bool:
+    """Whether dimension 1 holds a feature's channels: images and volumes (B, C, H, W[, D]), and (B, C, L) after 1-D
+    convolutions. Tokens (B, N, C) and vectors (B, C) have them last, and so have images (B, H, W, C) in networks that
+    work on them with linear layers.
+
+    What the layers that made the feature say counts, where their sizes fit; otherwise the number of dimensions.
+
+    Args:
+        feature: The feature, batch first.
+        modules: The modules that it came from, in order.
+    """
+    if feature.ndim <= 2:
+        return False
+    first = last = 0
+    for i, module in enumerate(modules, 1):
+        if isinstance(module, _OVER_CHANNELS):
+            if _channels(module) == feature.shape[1]:
+                first = i
+                if feature.ndim > 3:
+                    return True
+        elif _features(module) == feature.shape[-1]:
+            last = i
+    return first >= last if first or last else feature.ndim > 3
+
+
+def _channels(module: nn.Module) -> int | None:
+    for name in ("out_channels", "num_features", "num_channels"):
+        if hasattr(module, name):
+            return getattr(module, name)
+    return None
+
+
+def _features(module: nn.Module) -> int | None:
+    """Size of the last dimension of what a layer gives."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    if isinstance(module, nn.RNNBase):
+        return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, tuple) and shape:
+        return shape[-1]
+    weight = module._parameters.get("weight")
+    return weight.shape[0] if weight is not None and weight.ndim == 1 else None  # a normalisation of its own making

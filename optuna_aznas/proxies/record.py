@@ -1,0 +1,137 @@
+"""What a forward pass computes, remembered while its autograd graph is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from optuna_aznas.proxies.blocks import has_children, has_weight
+from optuna_aznas.proxies.dataflow import Node
+from optuna_aznas.proxies.nested import tensors_in
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A tensor that a function returned.
+
+    Attributes:
+        tensor: The tensor. If it was written to later, it belongs to another node by now.
+        index: Its number in the order of execution.
+        macs: Multiply-accumulates of the whole pass up to it.
+        owner: The name of the module in whose forward it was computed.
+    """
+
+    tensor: Tensor
+    index: int
+    macs: float
+    owner: str
+
+
+@dataclasses.dataclass
+class Call:
+    """A call of a module.
+
+    Attributes:
+        name: The module's name in the model.
+        module: The module.
+        number: 1 for its first call.
+        begin: How many results there were before.
+        end: How many there were behind it.
+        node: The node of its (first) output tensor.
+    """
+
+    name: str
+    module: nn.Module
+    number: int
+    begin: int
+    end: int = sys.maxsize
+    node: Node | None = None
+
+
+class Recorder(TorchFunctionMode):
+    """Keeps the tensors that functions return, by their node in the autograd graph, while ``on``.
+
+    Args:
+        macs: Returns the multiply-accumulates so far.
+        on: Whether to record from the start.
+    """
+
+    def __init__(self, macs: Callable[[], float], *, on: bool) -> None:
+        super().__init__()
+        self._macs = macs
+        self._stack: list[Call] = []
+        self._numbers: dict[str, int] = {}
+        self.on = on
+        self.count = 0
+        self.results: dict[Node, Result] = {}
+        self.calls: list[Call] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.on:
+            if isinstance(out, Tensor):
+                self._keep(out)
+            elif isinstance(out, tuple | list):
+                for item in out:
+                    if isinstance(item, Tensor):
+                        self._keep(item)
+        return out
+
+    def _keep(self, tensor: Tensor) -> None:
+        node = tensor.grad_fn
+        if node is not None:
+            self.count += 1
+            owner = self._stack[-1].name if self._stack else ""
+            self.results[node] = Result(tensor, self.count, self._macs(), owner)
+
+    def at(self, node: Node) -> Result | None:
+        """Return the result that belongs to a node, unless something was written over it."""
+        result = self.results.get(node)
+        return result if result is not None and result.tensor.grad_fn is node else None
+
+    def ends_module(self, result: Result) -> bool:
+        """Whether a module that is made of others, but for the whole model, gave this result."""
+        node = result.tensor.grad_fn
+        return any(call.node is node and call.name and has_children(call.module) for call in self.calls)
+
+    def clear(self) -> None:
+        """Forget what was recorded, so that its memory is free."""
+        self.results.clear()
+        self.calls.clear()
+
+    def watch(self, modules: Mapping[str, nn.Module]) -> list[Any]:
+        """Take note of the calls of modules, and return the handles of the hooks that do."""
+        handles = []
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(self._before(name)))
+            handles.append(module.register_forward_hook(self._after))
+        return handles
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            number = self._numbers[name] = self._numbers.get(name, 0) + 1
+            call = Call(name, module, number, self.count)
+            self._stack.append(call)
+            if self.on:
+                self.calls.append(call)
+
+        return hook
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        call = self._stack.pop()
+        call.end = self.count
+        first = next(tensors_in(output), None)
+        call.node = None if first is None else first.grad_fn
+
+
+def heaviest(calls: Iterable[Call], begin: int, end: int) -> Call | None:
+    """Return the call between two results whose module has most weights, the outermost and first of them."""
+    inside = [call for call in calls if begin <= call.begin and call.end <= end and has_weight(call.module)]
+    return max(inside, key=lambda call: sum(p.numel() for p in call.module.parameters()), default=None)

@@ -1,0 +1,366 @@
+"""Features of a model whose module tree does not say where its blocks are: found, and scored, in one pass.
+
+The model is run once as a whole. Its features are tensors through which everything passes
+(:mod:`~optuna_aznas.proxies.dataflow`): behind the stem, and behind each piece of branches (a residual sum, a
+concatenation), or, where there are none, behind each layer with weights. As everything between two such tensors passes
+through them, the vector-Jacobian product from one to the next is the block's own, with nothing to cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optuna_aznas.proxies.blocks import has_children
+from optuna_aznas.proxies.dataflow import Graph, Node, Piece, node_of
+from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.record import Call, Recorder, Result, heaviest
+from optuna_aznas.proxies.trace import BlockPass, MacCounter, PassReport, call_model, vector_jacobian_product
+from optuna_aznas.proxies.weights import Substitute, substituted
+
+#: Functions that look up rows of a table.
+_LOOKUPS = {
+    nn.functional.embedding,
+    nn.functional.embedding_bag,
+    torch.index_select,
+    torch.embedding,
+    Tensor.__getitem__,
+}
+
+_CASTS = {Tensor.float, Tensor.to, Tensor.type_as, Tensor.double, Tensor.type}
+
+_POOLING = re.compile(r"^(Mkldnn)?(Max|Avg|AdaptiveMax|AdaptiveAvg)Pool")
+
+_CONTAINERS = {nn.Sequential, nn.ModuleList, nn.ModuleDict}
+
+_LINEAR = re.compile("^(Addmm|Mm|Linear)Backward")
+
+_RECURRENT = re.compile("Rnn|Lstm|Gru")
+
+
+class NotFoundError(ProxyEvaluationError):
+    """The model has fewer than two tensors through which everything passes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Feature:
+    result: Result
+    previous: Node | None
+
+
+def run_whole(
+    model: nn.Module,
+    state: Sequence[Substitute],
+    inputs: Any,
+    *,
+    observe: Callable[[BlockPass], None],
+    draw_cotangent: Callable[[Tensor], Tensor] | None,
+    count_macs: bool,
+) -> PassReport:
+    """Run ``model`` once as a whole, find its features, and report them to ``observe`` in the order of execution.
+
+    Args:
+        model: The model, in the mode in which it should run.
+        state: What to run it with in the place of its parameters and buffers.
+        inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
+        observe: Called once with each :class:`BlockPass`, the stem's first.
+        draw_cotangent: Makes v for a feature; ``None`` saves the backward pass.
+        count_macs: Whether to count multiply-accumulates.
+
+    Returns:
+        How it went.
+
+    Raises:
+        NotFoundError: The model has fewer than two such features, or its output has no gradient.
+        ProxyEvaluationError: The forward failed, or gave no tensor.
+    """
+    counter = MacCounter() if count_macs else None
+    recorder = _SourceRecorder(lambda: counter.total if counter else 0.0)
+    given = recorder.as_sources(inputs)
+    handles = recorder.watch(dict(model.named_modules()))
+    try:
+        with substituted(state), ExitStack() as modes:
+            if counter is not None:
+                modes.enter_context(counter)
+            modes.enter_context(recorder)
+            output = call_model(model, given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    recorder.on = False
+    end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
+    if end is None:
+        raise NotFoundError("no gradient leads from its output to its input")
+    features = _features(end, recorder)
+    if len(features) < 2:
+        raise NotFoundError("fewer than two tensors are such that everything passes through them")
+    _report(features, recorder, observe, draw_cotangent)
+    return PassReport(counter.total if counter else 0.0, connected=True)
+
+
+class _SourceRecorder(Recorder):
+    """A recorder that also finds where the gradient can begin: at inputs of real numbers, and at what is looked up or
+    cast from whole numbers.
+    """
+
+    def __init__(self, macs: Callable[[], float]) -> None:
+        super().__init__(macs, on=True)
+        self.sources: dict[Node, bool] = {}  # in order; whether it was looked up in a table
+        self._whole: dict[
+            int, Tensor
+        ] = {}  # tensors of whole numbers that depend on the inputs; held, so that ids last
+        self._main: int | None = None
+        self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
+
+    def as_sources(self, inputs: Any) -> Any:
+        self._main = id(next(tensors_in(inputs)))
+
+        def source(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():
+                return self._source(tensor, looked_up=False)
+            self._whole[id(tensor)] = tensor
+            return tensor
+
+        return map_tensors(source, inputs)
+
+    def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
+        leaf = tensor.detach().requires_grad_()
+        self.sources[node_of(leaf)] = looked_up
+        return leaf.clone()  # as what follows may work in place
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs)
+        if not isinstance(out, Tensor) or out.grad_fn is not None or not self._whole or not torch.is_grad_enabled():
+            return out
+        given = [id(t) for t in tensors_in((args, kwargs or {})) if id(t) in self._whole]
+        if given and out.is_floating_point():
+            if func in _LOOKUPS or (func in _CASTS and given[0] == self._main):
+                out = self._source(out, looked_up=func in _LOOKUPS)
+                self._keep(out)
+        elif given:
+            self._whole[id(out)] = out
+        return out
+
+
+def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
+    """Return the features of all sources, in the order of execution."""
+    found: dict[Node, _Feature] = {}
+    for source in recorder.sources:
+        previous: Result | None = None
+        pieces = Graph(end, {source}).chain(open_dominant=len(recorder.sources) == 1)
+        for result in _on_one_path(_by_function(pieces, recorder), recorder, looked_up=recorder.sources[source]):
+            node = result.tensor.grad_fn
+            feature = _Feature(result, None if previous is None else previous.tensor.grad_fn)
+            known = found.get(node)
+            if known is None or _index(known.previous, recorder) < _index(feature.previous, recorder):
+                found[node] = feature
+            previous = result
+    return sorted(found.values(), key=lambda feature: feature.result.index)
+
+
+def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
+    """Join pieces until each ends with what a function returned: what is inside of one, such as a recurrent layer,
+    differs from device to device.
+    """
+    joined: list[Piece] = []
+    parts: list[Piece] = []
+    for piece in pieces:
+        parts.append(piece)
+        if piece.end not in recorder.results:
+            continue
+        inside = tuple(node for part in parts for node in (*part.inside, part.end))[:-1]
+        branching = [p for p in parts if p.branches and any(node in recorder.results for node in p.inside)]
+        joined.append(
+            Piece(
+                parts[0].start,
+                piece.end,
+                inside,
+                tuple(node for part in parts for node in part.products),
+                branches=bool(branching),
+                residual=any(part.residual for part in branching),
+                merges=any(part.merges for part in branching),
+                shortcut=any(part.shortcut for part in parts),
+            )
+        )
+        parts = []
+    return joined
+
+
+def _is_linear(piece: Piece) -> bool:
+    return len(piece.products) == 1 and _LINEAR.match(piece.products[0].name()) is not None
+
+
+def _is_recurrent(piece: Piece) -> bool:
+    return not piece.branches and (len(piece.products) > 1 or _RECURRENT.search(piece.products[0].name()) is not None)
+
+
+def _index(node: Node | None, recorder: Recorder) -> int:
+    return -1 if node is None else recorder.results[node].index
+
+
+def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_up: bool) -> list[Result]:
+    """Choose features on the way from one source to the output: the stem's, then each block's.
+
+    Args:
+        pieces: What lies on the way.
+        recorder: What was computed there.
+        looked_up: Whether the source is a row of a table, such as a token's embedding: then there is a stem, even if no
+            layer precedes the first block.
+    """
+    working = [i for i, piece in enumerate(pieces) if piece.products]
+    units = [i for i in working if pieces[i].is_unit]
+    groups: list[list[int]] = []  # each block's pieces that do the work
+    if len(units) >= 2:
+        # Layers between two pieces of branches are a block together (a transition), but for what lies in a module of
+        # the same kind as those that hold branches (a bottleneck without shortcut); what is before the first is the
+        # stem, what is behind the last is the head.
+        recorder.kinds |= _kinds_of_blocks(pieces, recorder)
+        alike = [call for call in recorder.calls if type(call.module) in recorder.kinds]
+        bounds = [bound for call in alike for bound in (call.begin, call.end)]
+        for i in working[: working.index(units[-1]) + 1]:
+            alone = i in units or not groups or groups[-1][-1] in units
+            if not alone:
+                before, now = (_when(pieces[k:], recorder) for k in (groups[-1][-1], i))
+                alone = any(before <= bound < now for bound in bounds)
+            groups.append([i]) if alone else groups[-1].append(i)
+    else:
+        body = [i for i in working if i in units or not _is_linear(pieces[i])]
+        kept = working[: working.index(body[-1]) + 2] if body else working
+        if kept and not _is_recurrent(pieces[kept[-1]]):
+            kept = kept[:-1]  # the head: the first linear layer behind the body, or the last layer of all
+        groups = [[i] for i in kept]
+    found: list[Result] = []
+    longest = 0
+    if looked_up and groups and (groups[0][0] in units or len(units) < 2):
+        embedded, _ = _end_of_block(pieces, 0, range(1, groups[0][0]), recorder, stem=True)
+        found += [embedded] if embedded is not None else []
+    for k, group in enumerate(groups):
+        following = working.index(group[-1]) + 1
+        limit = working[following] if following < len(working) else len(pieces)
+        passive = range(group[-1] + 1, limit)
+        if k == len(groups) - 1 and k and len(units) >= 2:
+            passive = passive[:longest]  # what follows the last block belongs to the head
+        stem = not found and group[0] not in units
+        result, used = _end_of_block(pieces, group[-1], passive, recorder, stem=stem)
+        if group[-1] in units:
+            longest = max(longest, used)
+        if result is not None and (not found or result.index > found[-1].index):
+            found.append(result)
+    return found
+
+
+def _when(pieces: Sequence[Piece], recorder: Recorder) -> int:
+    """Return the number of the first result on a way."""
+    return next(
+        (recorder.results[piece.end].index for piece in pieces if piece.end in recorder.results), recorder.count
+    )
+
+
+def _kinds_of_blocks(pieces: Sequence[Piece], recorder: Recorder) -> set[type[nn.Module]]:
+    """Return the classes of the modules that span just one piece of branches, with plain operations behind it."""
+    kinds: set[type[nn.Module]] = set()
+    calls = [call for call in recorder.calls if call.name and has_children(call.module)]
+    for i, piece in enumerate(pieces):
+        start = recorder.results.get(piece.start)
+        if not piece.is_unit or start is None:
+            continue
+        ends = {piece.end}
+        for following in pieces[i + 1 :]:
+            if following.products:
+                break
+            ends.add(following.end)
+        spanning = [call for call in calls if call.node in ends and call.begin <= start.index]
+        latest = max((call.begin for call in spanning), default=0)
+        kinds.update(type(call.module) for call in spanning if call.begin == latest)
+    return kinds - _CONTAINERS
+
+
+def _end_of_block(
+    pieces: Sequence[Piece], at: int, passive: Sequence[int], recorder: Recorder, *, stem: bool
+) -> tuple[Result | None, int]:
+    """Return the feature of a block that ends with piece ``at`` and the plain operations behind it, and how many of
+    those it takes in.
+
+    These are activations, normalisations and pooling, as long as they leave channels where they are; for the stem
+    everything up to the first block.
+    """
+    result = recorder.at(pieces[at].end)
+    used = 0
+    ended = result is not None and recorder.ends_module(result)
+    if ended and pieces[at].is_unit:
+        return result, used  # the block is a module, and what follows is another's
+    for steps, i in enumerate(passive, 1):
+        if pieces[i].shortcut and result is not None:
+            break
+        later = recorder.at(pieces[i].end)
+        if later is None or not later.tensor.is_floating_point() or later.tensor.ndim < 2:
+            continue
+        ends = recorder.ends_module(later)
+        if result is None or _continues(result.tensor, later.tensor, pieces[i].end) or (stem and (ends or not ended)):
+            result, used, ended = later, steps, ended or ends
+    return result, used
+
+
+def _continues(feature: Tensor, later: Tensor, node: Node) -> bool:
+    if later.shape == feature.shape:
+        return True
+    pooled = _POOLING.match(node.name()) is not None and later.ndim == feature.ndim
+    return pooled and later.shape[:2] == feature.shape[:2] and later.shape[2:].numel() > 1
+
+
+def _report(
+    features: Sequence[_Feature],
+    recorder: _SourceRecorder,
+    observe: Callable[[BlockPass], None],
+    draw_cotangent: Callable[[Tensor], Tensor] | None,
+) -> None:
+    number: dict[Node, int] = {}
+    begin, macs = 0, 0.0
+    for i, feature in enumerate(features):
+        result, tensor = feature.result, feature.result.tensor
+        name, module, layers = _name(result, begin, recorder)
+        cotangent = gradient = product = None
+        if draw_cotangent is not None and feature.previous is not None:
+            cotangent = draw_cotangent(tensor)
+            product = partial(vector_jacobian_product, tensor, recorder.results[feature.previous].tensor)
+            gradient = product(cotangent)
+        previous = None if feature.previous is None else number[feature.previous]
+        observe(
+            BlockPass(name, module, tensor.detach(), cotangent, gradient, result.macs - macs, product, previous, layers)
+        )
+        number[tensor.grad_fn] = i
+        begin, macs = result.index, result.macs
+
+
+def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
+    """Name a feature: by the module whose output it is, or that it comes after. Also return that module, and the layers
+    that ran since the feature before.
+    """
+    begun = [call for call in recorder.calls if call.name and begin <= call.begin < result.index]
+    layers = tuple(call.module for call in begun if not has_children(call.module))
+    giving = [call for call in begun if call.node is result.tensor.grad_fn]
+    giving = [call for call in giving if has_children(call.module)] or giving
+    if giving:  # a block rather than the stage that it ends: what there are most of
+        number = Counter(type(call.module) for call in recorder.calls if type(call.module) not in _CONTAINERS)
+        call = max(giving, key=lambda call: (type(call.module) in recorder.kinds, number[type(call.module)]))
+        return call.name + _number(call), call.module, layers
+    last = heaviest(begun, begin, result.index)
+    if last is not None:
+        return f"after {last.name}{_number(last)}", last.module, layers
+    owner = next(call for call in recorder.calls if call.name == result.owner)
+    return f"{result.owner or type(owner.module).__name__}, result {result.index}", owner.module, layers
+
+
+def _number(call: Call) -> str:
+    return f" (call {call.number})" if call.number > 1 else ""
