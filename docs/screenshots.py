@@ -95,7 +95,7 @@ def profile(page: Page, folder: Path) -> None:
     figure = az.visualization.plot_block_profile(*diagnoses, labels=["bottleneck", "wider"])
     figure.write_html(folder / "profile.html")
     page.set_viewport_size({"width": 900, "height": 680})
-    take(page, (folder / "profile.html").as_uri(), "profile.png", ".barlayer .point")
+    take(page, (folder / "profile.html").as_uri(), "profile.png", ".scatterlayer .point")
 
 
 def main() -> None:

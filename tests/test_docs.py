@@ -1,4 +1,4 @@
-"""What the documentation, the README and the help texts print to be run does run: Python and the own commands."""
+"""What documentation, README and help texts print to be run does run: Python, and the project's own commands."""
 
 from __future__ import annotations
 
