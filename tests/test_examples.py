@@ -41,3 +41,13 @@ def test_refine_by_hand(tmp_path):
         assert after > before, proxy
     assert float(changes["complexity"][1]) <= float(changes["complexity"][0])
     assert changes["findings"][1] == "0"
+
+
+def test_rank_backbones(tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    lines = run(tmp_path, "rank_backbones.py").splitlines()[1:]
+    names = [line[:16].strip() for line in lines]
+    assert {"plain", "bottleneck", "residual"} <= set(names)
+    ranks = [float(line[16:].split()[0]) for line in lines]
+    assert ranks == sorted(ranks, reverse=True)
+    assert names.index("residual") < names.index("bottleneck")
