@@ -52,3 +52,13 @@ def test_watch_in_dashboard(tmp_path):
     assert len(study.trials) == 26
     attrs = study._storage.get_study_system_attrs(study._study_id)
     assert "dashboard:plot_data:aznas-history:0" in attrs
+
+
+def test_rank_backbones(tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    lines = run(tmp_path, "rank_backbones.py").splitlines()[1:]
+    names = [line[:16].strip() for line in lines]
+    assert {"plain", "bottleneck", "residual"} <= set(names)
+    ranks = [float(line[16:].split()[0]) for line in lines]
+    assert ranks == sorted(ranks, reverse=True)
+    assert names.index("residual") < names.index("bottleneck")

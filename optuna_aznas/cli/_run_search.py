@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -172,6 +175,19 @@ def _words(key: str, value: Any) -> str:
     return f"no {option}" if value is None else f"{option} {shown}"
 
 
+@contextlib.contextmanager
+def _on_interrupt(handler: Callable[..., None]) -> Iterator[None]:
+    """Call ``handler`` on Ctrl-C while the body runs."""
+    if threading.current_thread() is not threading.main_thread():  # Python takes handlers there alone
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Run:
     """One run of a search, with its progress bar."""
 
@@ -183,11 +199,12 @@ class _Run:
         self._failures = 0
         self._error: Exception | None = None
         self._finished = 0
+        self._interrupted = False
         self._bar = tqdm(total=self._trials, unit="net", file=sys.stderr, disable=options.quiet, dynamic_ncols=True)
 
     def optimize(self) -> int:
         """Search; return the exit status."""
-        try:
+        with _on_interrupt(self._interrupt), contextlib.suppress(KeyboardInterrupt):
             self._study.optimize(
                 self._objective,
                 n_trials=self._trials,
@@ -195,11 +212,10 @@ class _Run:
                 callbacks=[self._after_trial],
                 catch=(Exception,),
             )
-        except KeyboardInterrupt:
-            self._bar.close()
+        self._bar.close()
+        if self._interrupted:
             print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
             return 130
-        self._bar.close()
         if self._failures >= _MOST_FAILURES:
             raise CommandError(
                 f"{self._failures} networks in a row could not be scored. The last one: "
@@ -207,6 +223,15 @@ class _Run:
             )
         print(f"Scored {self._finished} networks.", file=sys.stderr)
         return 0
+
+    def _interrupt(self, *_: object) -> None:
+        """Let the network at work be finished; a second time, stop at once.
+
+        An exception that may come up anywhere can be lost (where Python cannot pass it on) or taken for another one.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
 
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         try:
@@ -226,7 +251,7 @@ class _Run:
         self._failures = self._failures + 1 if failed else 0
         self._finished += not failed
         self._bar.update()
-        if self._failures >= _MOST_FAILURES:
+        if self._failures >= _MOST_FAILURES or self._interrupted:
             study.stop()
         self._history.update(study)
         if len(self._history):

@@ -127,6 +127,7 @@ class AZNASObserver:
             self._reduce()
 
     def _wait(self, reduction: Callable[..., None], block: int, *matrices: Tensor) -> None:
+        matrices = tuple(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m for m in matrices)  # autocast's
         key = (reduction, *(matrix.shape for matrix in matrices))
         self._waiting.setdefault(key, []).append((block, list(matrices)))
         self._waiting_bytes += sum(matrix.nbytes for matrix in matrices)

@@ -30,7 +30,7 @@ from optuna_aznas.proxies.transformer import (
     constant_batch,
 )
 from optuna_aznas.proxies.weights import Substitute, is_transformer, substitute_state
-from optuna_aznas.proxies.wholegraph import NotFoundError, run_whole
+from optuna_aznas.proxies.wholegraph import NoGradientError, NotFoundError, run_whole
 
 #: The proxies that are computed unless others are named.
 DEFAULT = AZNAS_PROXIES
@@ -170,9 +170,9 @@ class ProxyEvaluator:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         start = time.perf_counter()
-        plan = plan_blocks(model, self.blocks) if self._wants(_BLOCK_PROXIES) else None
         modules = dict(model.named_modules())
         _check_replaceable(modules)
+        plan = plan_blocks(model, self.blocks) if self._wants(_BLOCK_PROXIES) else None
         runs = [self._score_once(model, modules, plan, repeat) for repeat in range(self.repeats)]
         values = [sum(scores[name] for scores, *_ in runs) / self.repeats for name in self.proxies]
         _, blocks, how = runs[0]
@@ -299,6 +299,8 @@ class ProxyEvaluator:
         else:
             try:
                 done, how = as_a_whole(), FROM_RUN
+            except NoGradientError:
+                raise
             except ProxyEvaluationError as error:
                 if len(plan.blocks) < 2 and isinstance(error, NotFoundError):
                     raise ProxyEvaluationError(

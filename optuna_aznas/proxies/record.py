@@ -96,6 +96,11 @@ class Recorder(TorchFunctionMode):
         result = self.results.get(node)
         return result if result is not None and result.tensor.grad_fn is node else None
 
+    def last_node(self) -> Node | None:
+        """Return the node of the latest result that nothing was written over."""
+        valid = [node for node in self.results if self.at(node) is not None]
+        return max(valid, key=lambda node: self.results[node].index, default=None)
+
     def ends_module(self, result: Result) -> bool:
         """Whether a module that is made of others, but for the whole model, gave this result."""
         node = result.tensor.grad_fn

@@ -203,6 +203,7 @@ class _Tracer:
         self.direct = 0  # blocks that were handed another's output as it was
         self.merged = 0  # blocks that were handed a mixture of several
         self.macs_before = 0.0
+        self.looking_back = False  # blocks under a checkpoint run again while gradients are taken
 
     def is_connected(self, order: Sequence[str]) -> bool:
         first_runs = list(dict.fromkeys(self.ran))
@@ -211,6 +212,8 @@ class _Tracer:
 
     def before(self, name: str, splits: bool = False) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.looking_back:
+                return None
             if name in self.running:
                 raise ProxyEvaluationError(
                     f"Block {name!r} ({type(module).__name__}) calls itself, so its Jacobian is not one block's. "
@@ -222,7 +225,6 @@ class _Tracer:
             given = _main_input((args, kwargs))
             if given is None:
                 return None
-            self.direct += hasattr(given, _LEAF)
             if self.leaf is None and self._has_stem_before(module, given):
                 cut = self._cut(f"input of {name}", module, given, None)
                 args, kwargs = replace_tensor((args, kwargs), given, cut)
@@ -238,6 +240,8 @@ class _Tracer:
 
     def after(self, name: str, splits: bool = False) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if self.looking_back:
+                return None
             self.running.remove(name)
             feature = next((t for t in tensors_in(output) if t.is_floating_point()), None)
             if feature is None:
@@ -258,12 +262,15 @@ class _Tracer:
 
     def _origin(self, given: Tensor) -> Tensor | None:
         """Return the latest feature that a block's input depends on."""
-        if hasattr(given, _LEAF):
-            return getattr(given, _LEAF)
+        leaf = getattr(given, _LEAF, None)
+        if leaf is not None and (given._version == 0 or given.grad_fn is None):
+            self.direct += 1
+            return leaf
         if given.grad_fn is not None and self.passes > 1:
             leaves = [getattr(node, "variable", None) for node in gradient_nodes(given)]
             numbered = [leaf for leaf in leaves if hasattr(leaf, _NUMBER)]
             self.merged += len(numbered) > 1
+            self.direct += leaf is not None and len(numbered) == 1  # changed in place, by itself
             if numbered:
                 return max(numbered, key=lambda leaf: getattr(leaf, _NUMBER))
         # Not the model's own input: that begins a stream of its own.
@@ -308,7 +315,8 @@ class _Tracer:
         return handed_on
 
     def _report(self, name: str, module: nn.Module, feature: Tensor, source: Tensor | None, macs: float) -> None:
-        with torch._C.DisableTorchFunction():
+        self.looking_back = True
+        with torch._C.DisableTorchFunction(), _without_autocast(feature.device.type):
             cotangent = gradient = product = None
             if self.draw_cotangent is not None and source is not None:
                 cotangent = self.draw_cotangent(feature)
@@ -317,9 +325,15 @@ class _Tracer:
             macs, self.macs_before = macs - self.macs_before, macs
             previous = getattr(source, _NUMBER, None)
             self.observe(BlockPass(name, module, feature.detach(), cotangent, gradient, macs, product, previous))
+        self.looking_back = False
         self.last = (name, feature.shape)
         setattr(feature, _NUMBER, self.passes)
         self.passes += 1
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Undo what the model may have turned on for itself."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _main_input(given: Any) -> Tensor | None:
@@ -477,18 +491,36 @@ def _explain(
     message += f"The model was given input of shape {given_shapes}"
     if last is not None:
         message += f"; the last block that ran, {last[0]!r}, gave {tuple(last[1])}"
+    return ProxyEvaluationError(f"{message}. {_remedy(error, inputs)}")
+
+
+def _remedy(error: Exception, inputs: Any) -> str:
+    said = str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        remedy = "Use a smaller batch_size, or another device."
-    elif "modified by an inplace operation" in str(error):
-        remedy = (
-            "It overwrites a tensor that its gradient needs, so it could not be trained either: write that operation "
-            "out of place, such as x = x + y for x += y."
-        )
-    elif "more than 1 value per channel" in str(error):
-        remedy = (
+        return "Use a smaller batch_size, or another device."
+    if "more than 1 value per channel" in said:
+        return (
             "Batch normalisation needs more than one value per channel: use batch_size of 2 or more, "
             "or a larger input_shape."
         )
-    else:
-        remedy = "Check input_shape, or pass a real batch with inputs=."
-    return ProxyEvaluationError(f"{message}. {remedy}")
+    if type(error).__name__ == "CheckpointError":
+        return "It computes activations anew in the backward pass: turn checkpointing off while it is scored."
+    if "modified by an inplace operation" in said:
+        return (
+            "It overwrites a tensor that its gradient needs, so it could not be trained either: write that operation "
+            "out of place, such as x = x + y for x += y."
+        )
+    types = {t.dtype for t in tensors_in(inputs)}
+    if "indices" in said and all(dtype.is_floating_point for dtype in types):
+        return "It looks up whole numbers, such as token ids: pass a batch of them with inputs=."
+    if "dtype" in said or "type" in said:
+        whole = sorted(str(dtype) for dtype in types if not dtype.is_floating_point)
+        if whole:
+            return (
+                f"inputs holds {', '.join(whole)}: give the model what it computes with, such as inputs=batch.float()."
+            )
+        return (
+            "Scoring runs in single precision, half precision included: let the model take its type from its input or "
+            "parameters, instead of naming one."
+        )
+    return "Check input_shape, or pass a real batch with inputs=."

@@ -51,6 +51,10 @@ class NotFoundError(ProxyEvaluationError):
     """The model has fewer than two tensors through which everything passes."""
 
 
+class NoGradientError(ProxyEvaluationError):
+    """The model runs without gradients."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Feature:
     result: Result
@@ -80,7 +84,8 @@ def run_whole(
         How it went.
 
     Raises:
-        NotFoundError: The model has fewer than two such features, or its output has no gradient.
+        NotFoundError: The model has fewer than two such features.
+        NoGradientError: The model runs without gradients.
         ProxyEvaluationError: The forward failed, or gave no tensor.
     """
     counter = MacCounter() if count_macs else None
@@ -99,7 +104,12 @@ def run_whole(
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
     if end is None:
-        raise NotFoundError("no gradient leads from its output to its input")
+        end = recorder.last_node()  # the output is chosen, rounded or detached
+    if end is None:
+        raise NoGradientError(
+            f"No gradient leads through {type(model).__name__}, so its blocks cannot be found by running it. "
+            "Let it run without torch.no_grad, or name blocks with ProxyEvaluator(blocks=[...])."
+        )
     features = _features(end, recorder)
     if len(features) < 2:
         raise NotFoundError("fewer than two tensors are such that everything passes through them")

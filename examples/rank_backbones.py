@@ -1,0 +1,96 @@
+"""Rank backbones for one's own data: their own weights, one's own batch, no training.
+
+    python examples/rank_backbones.py
+
+Scored on scikit-learn's digits as the data, with the weights that each backbone has (``init=None``), and ranked by the
+aggregation of AZ-NAS. The backbones here are small and random; in their place put those that you could fine-tune, with
+their pretrained weights. With the transformers package installed, three of its models are ranked too.
+"""
+
+from __future__ import annotations
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import optuna_aznas as az
+
+Backbones = dict[str, nn.Module]
+
+
+class Residual(nn.Module):
+    """Two layers with a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.layers(x))
+
+
+def layer(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, normalisation, activation."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+    )
+
+
+def own_backbones() -> Backbones:
+    """Backbones in plain torch, for images (B, 3, 32, 32)."""
+    return {
+        "plain": nn.Sequential(layer(3, 16), layer(16, 16), layer(16, 32, 2), layer(32, 32), layer(32, 64, 2)),
+        "bottleneck": nn.Sequential(layer(3, 16), layer(16, 4), layer(4, 32, 2), layer(32, 8), layer(8, 64, 2)),
+        "residual": nn.Sequential(layer(3, 16), Residual(16), layer(16, 32, 2), Residual(32), layer(32, 64, 2)),
+    }
+
+
+def backbones_of_transformers() -> Backbones:
+    """Backbones of the transformers package from small configurations; none where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        return {}
+    return {
+        "ResNet": transformers.ResNetModel(
+            transformers.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic")
+        ),
+        "ConvNeXt": transformers.ConvNextModel(
+            transformers.ConvNextConfig(hidden_sizes=[16, 32], depths=[2, 2], num_stages=2, patch_size=2)
+        ),
+        "ResNet, narrow": transformers.ResNetModel(
+            transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[2, 2], layer_type="basic")
+        ),
+    }
+
+
+def load_batch() -> Tensor:
+    """Return 32 digits as images (32, 3, 32, 32)."""
+    images = torch.tensor(load_digits().images[:32], dtype=torch.float32) / 8 - 1
+    return nn.functional.interpolate(images[:, None], size=32).expand(-1, 3, -1, -1)
+
+
+def main() -> None:
+    """Print the backbones, best first."""
+    torch.manual_seed(0)
+    evaluator = az.ProxyEvaluator(inputs=load_batch(), init=None, device="cpu")
+    backbones = own_backbones() | backbones_of_transformers()
+    scores = {name: evaluator(backbone) for name, backbone in backbones.items()}
+    ranks = az.aggregate([list(score) for score in scores.values()])
+    print(f"{'backbone':16}{'S':>8}  {'expressivity':>13}{'progressivity':>15}{'trainability':>14}{'MACs':>10}  blocks")
+    for rank, (name, score) in sorted(zip(ranks, scores.items(), strict=True), key=lambda pair: -pair[0]):
+        expressivity, progressivity, trainability, macs = score
+        print(
+            f"{name:16}{rank:8.3f}  {expressivity:13.2f}{progressivity:15.3f}{trainability:14.3f}{macs:10.3g}"
+            f"  {len(score.blocks)}"
+        )
+
+
+if __name__ == "__main__":
+    main()
