@@ -3,8 +3,8 @@
     python examples/rank_backbones.py
 
 Scored on scikit-learn's digits as the data, with the weights that each backbone has (``init=None``), and ranked by the
-aggregation of AZ-NAS. The backbones here are small and random; in their place put those that you could fine-tune, with their
-pretrained weights. With the transformers package installed, three of its models are ranked too.
+aggregation of AZ-NAS. The backbones here are small and random; in their place put those that you could fine-tune, with
+their pretrained weights. With the transformers package installed, three of its models are ranked too.
 """
 
 from __future__ import annotations
