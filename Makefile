@@ -8,7 +8,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # Tests that need more than the package and its test requirements, by their pytest marks.
 MARKED := postgres or redis or browser or crash
 
-.PHONY: env demo test test-services test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed clean
+.PHONY: env demo test test-services test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed bench-learned bench-trainings clean
 
 env: $(VENV)/.installed
 
@@ -48,7 +48,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: bench-ranking bench-speed bench-search bench-overhead bench-digits
+bench: bench-ranking bench-speed bench-search bench-overhead bench-digits bench-learned bench-trainings
 
 bench-ranking: env
 	$(BIN)/python tests/benchmarks/ranking.py
@@ -61,6 +61,13 @@ bench-overhead: env
 
 bench-digits: env
 	$(BIN)/python -m tests.benchmarks.digits
+
+bench-learned: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.learned
+	$(BIN)/python -m tests.benchmarks.learned --plain
+
+bench-trainings: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.trainings
 
 bench-speed: env
 	$(BIN)/python tests/benchmarks/speed.py

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._reader import TrialReader
 from optuna_aznas._records import SCORES_KEY, is_feasible, recorded_scores, values_are_scores
-from optuna_aznas.aggregation import BestShare, Leaders, RankHistory
+from optuna_aznas.aggregation import BestShare, Leaders, RankHistory, aggregate
 
 #: A function from an (n, m) table of scores to S, shape (n,), bigger is better.
 Aggregation = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -81,7 +81,7 @@ class StudyHistory:
 
     def scores(self) -> npt.NDArray[np.float64]:
         """S of every scored trial, in the order of :attr:`trials`."""
-        return self._ranks.scores() if self._aggregation is None else self._aggregate(self._ranks.table)
+        return self._ranks.scores() if self._aggregation is None else self.aggregate(self._ranks.table)
 
     def best(self, n: int) -> list[FrozenTrial]:
         """Return the ``n`` trials with the highest S, best first, ties by age: feasible ones, if there are any."""
@@ -89,7 +89,7 @@ class StudyHistory:
             ranked = self._leaders.best(n)
         else:
             if len(self) - len(self._scores) > len(self) // 1000:
-                self._scores = self._aggregate(self._ranks.table)
+                self._scores = self.aggregate(self._ranks.table)
             feasible = [i for i in range(len(self._scores)) if is_feasible(self.trials[i])]
             ranked = [(i, float(self._scores[i])) for i in feasible or range(len(self._scores))]
         ranked.sort(key=lambda row: (-row[1], self.trials[row[0]].number))
@@ -105,7 +105,7 @@ class StudyHistory:
         row = [scores[name] for name in self.names]
         if self._aggregation is None:
             return self._best_share.includes(row, share)
-        s = self._aggregate(np.vstack([self._ranks.table, row]))
+        s = self.aggregate(np.vstack([self._ranks.table, row]))
         return float(np.mean(s >= s[-1])) <= share
 
     @property
@@ -113,8 +113,10 @@ class StudyHistory:
         """The scores, shape (trials, proxies), NaN replaced by ``-inf``."""
         return self._ranks.table
 
-    def _aggregate(self, table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        assert self._aggregation is not None
+    def aggregate(self, table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return S of other networks, by a table of scores (n, m) in the order of :attr:`names`."""
+        if self._aggregation is None:
+            return aggregate(table)
         scores = np.asarray(self._aggregation(table), dtype=np.float64)
         if scores.shape != (len(table),):
             raise ValueError(

@@ -35,6 +35,16 @@ def record(trial: BaseTrial, scores: Mapping[str, float] | Any) -> None:
         TypeError: ``scores`` is neither.
         ValueError: ``scores`` is empty, a name is no non-empty string, or a score is no number.
     """
+    encoded: dict[str, float | str] = {}
+    for name, number in as_numbers(scores).items():
+        encoded[name] = number if math.isfinite(number) else "inf" if number > 0 else "-inf"
+    if ARCHITECTURE_KEY not in trial.user_attrs:
+        trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params))
+    trial.set_user_attr(SCORES_KEY, encoded)
+
+
+def as_numbers(scores: Any) -> dict[str, float]:
+    """Return scores by proxy name, in whatever form :func:`record` takes them; it raises the same errors."""
     as_dict = getattr(scores, "as_dict", None)
     if as_dict is not None:
         scores = as_dict()
@@ -44,18 +54,15 @@ def record(trial: BaseTrial, scores: Mapping[str, float] | Any) -> None:
         )
     if not scores:
         raise ValueError("scores is empty: there is nothing to record.")
-    encoded: dict[str, float | str] = {}
+    numbers: dict[str, float] = {}
     for name, value in scores.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"scores must have proxy names as keys; got {name!r}.")
         try:
-            number = float(value)
+            numbers[name] = float(value)
         except (TypeError, ValueError):
             raise ValueError(f"scores[{name!r}] must be a number; got {value!r}.") from None
-        encoded[name] = number if math.isfinite(number) else "inf" if number > 0 else "-inf"
-    if ARCHITECTURE_KEY not in trial.user_attrs:
-        trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params))
-    trial.set_user_attr(SCORES_KEY, encoded)
+    return numbers
 
 
 def recorded_scores(trial: FrozenTrial) -> dict[str, float] | None:

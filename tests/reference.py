@@ -199,3 +199,24 @@ def aggregate(table, weights=None):
         for i, rank in enumerate(ranks([row[k] for row in table])):
             totals[i] += weight * math.log(rank / n)
     return totals
+
+
+def matern52(a, b, length):
+    """The Matern kernel of smoothness 5/2 between two points."""
+    d = math.sqrt(5.0) * math.dist(a, b) / length
+    return (1.0 + d + d * d / 3.0) * math.exp(-d)
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def posterior(kernel, noise, xs, ys, at):
+    """Mean and variance of a Gaussian process of mean 0 at one point, by solving for its weights (Rasmussen and
+    Williams, 2006, equations 2.25 and 2.26)."""
+    matrix = torch.tensor([[kernel(a, b) for b in xs] for a in xs], dtype=torch.float64)
+    matrix += noise * torch.eye(len(xs), dtype=torch.float64)
+    cross = torch.tensor([kernel(a, at) for a in xs], dtype=torch.float64)
+    inverse = torch.linalg.inv(matrix)
+    mean = cross @ inverse @ torch.tensor(ys, dtype=torch.float64)
+    return mean.item(), (kernel(at, at) - cross @ inverse @ cross).item()

@@ -17,6 +17,7 @@ _Floats = npt.NDArray[np.float64]
 #: of their own standard deviation.
 _OFFSET = (-1.0, 1.5)
 _LINEAR = (-6.0, 1.0)
+_LINEAR_EXPLORING = (-2.0, 1.0)
 _SCORES = (-5.0, 1.0)
 _JOINT = (-3.0, 1.0)
 _TRAINING = (-3.0, 1.5)
@@ -81,9 +82,11 @@ class Process:
         scores: Columns of the first block.
         parameters: Columns of the second block; 0 leaves its terms out.
         training: Columns of the third block; 0 leaves its term out.
+        exploring: Whether the linear terms are given more room.
     """
 
-    def __init__(self, scores: int, parameters: int = 0, training: int = 0) -> None:
+    def __init__(self, scores: int, parameters: int = 0, training: int = 0, *, exploring: bool = False) -> None:
+        linear_prior = _LINEAR_EXPLORING if exploring else _LINEAR
         both = scores + parameters
         terms: list[Any] = []
         priors: list[tuple[float, float]] = []
@@ -102,10 +105,10 @@ class Process:
             return DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
 
         add(_OFFSET)
-        add(_LINEAR, linear(), 0, scores)
+        add(linear_prior, linear(), 0, scores)
         add(_SCORES if parameters else _JOINT, matern(), 0, scores)
         if parameters:
-            add(_LINEAR, linear(), scores, both)
+            add(linear_prior, linear(), scores, both)
             add(_JOINT, matern(), 0, both)
         if training:
             add(_TRAINING, matern(), both, both + training)

@@ -29,6 +29,9 @@ _SPREAD_SCORES, _SPREAD_PARAMETERS, _SPREAD_POOLED, _SPREAD_TRAINING = 16.0, 4.8
 #: Results on which hyperparameters are chosen, and on which the process is conditioned, at most.
 _FIT_POINTS, _POINTS = 256, 1000
 
+#: Trained networks, the best half of them by their results, among which the best is looked for.
+_BEST_OF = 64
+
 #: Hyperparameters are chosen anew when the number of results has grown by this factor.
 _GROWTH = 1.15
 
@@ -79,13 +82,19 @@ class LearnedAggregation:
     Hyperparameters are kept between calls and chosen anew when the results have grown by 15%, on at most 256 of them;
     the process is conditioned on at most 1,000, the best half and an even part of the others by rank.
 
+    Args:
+        exploring: Expect larger linear effects of scores and parameters from the start. Few results then change the
+            ranking more, often for the worse; but where it is wrong is found out sooner. For choosing what to train
+            next, not for ranking.
+
     Example:
         >>> scores = [[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]
         >>> LearnedAggregation().predict(scores, [np.nan] * 3).mean.round(2)
         array([-0.82,  0.37,  0.37])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, exploring: bool = False) -> None:
+        self._exploring = exploring
         self._process: Process | None = None
         self._shape = (0, 0, 0)
         self._fitted_at = 0
@@ -96,8 +105,11 @@ class LearnedAggregation:
         results: npt.ArrayLike,
         parameters: Parameters | None = None,
         training: npt.ArrayLike | None = None,
+        *,
+        prior: npt.ArrayLike | None = None,
+        at: npt.ArrayLike | None = None,
     ) -> Prediction:
-        """Predict the results of all networks of a table.
+        """Predict the results of networks of a table.
 
         Args:
             scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
@@ -105,6 +117,8 @@ class LearnedAggregation:
             parameters: The architectures as numbers.
             training: How each network was trained, shape (n, h): its hyperparameters as numbers. What is predicted is
                 the result of training as the best one was.
+            prior: What takes the place of S, shape (n,).
+            at: Positions of the networks that are asked for; by default all n.
 
         Raises:
             ValueError: Shapes do not fit each other.
@@ -114,15 +128,18 @@ class LearnedAggregation:
         if len(table) == 0:
             return Prediction(np.zeros(0), np.zeros(0), -np.inf)
         ranks = rankdata(table, axis=0)
-        prior = PRIOR_CORRELATION * _normal_score_of_s(ranks)
+        s = _s(ranks) if prior is None else np.asarray(prior, dtype=np.float64)
+        _check_length("prior", s, len(table), 1)
+        mean = PRIOR_CORRELATION * normal_scores(s)
+        wanted = np.arange(len(table)) if at is None else np.asarray(at, dtype=np.intp)
         rows = np.flatnonzero(~np.isnan(known))
         if not _tell_anything(known[rows]):
             spread = float(np.sqrt(1 - PRIOR_CORRELATION**2))
-            return Prediction(prior, np.full(len(table), spread), -np.inf)
-        process, x = self._condition(ranks, prior, known, rows, parameters, training)
-        residual, std = process.predict(x)
-        mean = prior + residual
-        return Prediction(mean, std, float(mean[rows].max()))
+            return Prediction(mean[wanted], np.full(len(wanted), spread), -np.inf)
+        process, x = self._condition(ranks, mean, known, rows, parameters, training)
+        residual, std = process.predict(x[wanted])
+        best = rows[_choose(known[rows], _BEST_OF)]
+        return Prediction(mean[wanted] + residual, std, float(np.max(mean[best] + process.predict(x[best])[0])))
 
     def sample(
         self,
@@ -156,7 +173,7 @@ class LearnedAggregation:
         ranks = rankdata(table, axis=0)
         s = np.sort(_s(ranks))
         ranks_of_further = _ranks_among(further, table)
-        prior = PRIOR_CORRELATION * _normal_score_of_s(ranks)
+        prior = PRIOR_CORRELATION * normal_scores(_s(ranks))
         process, x = self._condition(ranks, prior, known, rows, None, training, ranks_of_further)
         places = _ranks_among(_s(ranks_of_further, len(table))[:, np.newaxis], s[:, np.newaxis])[:, 0]
         own = PRIOR_CORRELATION * ndtri((places - 0.5) / len(table))
@@ -179,7 +196,7 @@ class LearnedAggregation:
         residual = y - prior[rows]
         x, shape = _columns(ranks, parameters, training, rows, further)
         if self._process is None or shape != self._shape:
-            self._process, self._shape, self._fitted_at = Process(*shape), shape, 0
+            self._process, self._shape, self._fitted_at = Process(*shape, exploring=self._exploring), shape, 0
         if len(y) >= _GROWTH * self._fitted_at or len(y) < self._fitted_at:
             few = _choose(y, _FIT_POINTS)
             self._process.fit(x[rows[few]], residual[few])
@@ -231,10 +248,6 @@ def _tell_anything(results: _Floats) -> bool:
 def _s(ranks: _Floats, n: int | None = None) -> _Floats:
     """Return S, rounded, so that networks whose S is the same but for rounding tie."""
     return np.round(sum_log_ranks(ranks, len(ranks) if n is None else n), 12)
-
-
-def _normal_score_of_s(ranks: _Floats) -> _Floats:
-    return normal_scores(_s(ranks))
 
 
 def _ranks_among(values: _Floats, table: _Floats) -> _Floats:

@@ -7,7 +7,9 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 
-def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+def aggregate(
+    scores: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, floor: float = 0.0
+) -> npt.NDArray[np.float64]:
     """Assemble several proxies into one score for each network, by their ranks.
 
     With ``rank_k(i)`` the ascending rank of network i under proxy k (the best has rank n; ties share their average),
@@ -21,12 +23,15 @@ def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> np
     Args:
         scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
         weights: Weights w_k of the proxies, shape (m,), not negative; all 1 by default.
+        floor: The lowest value of ``rank_k(i) / n`` that counts, at least 0 and below 1: a cap, ``w_k log(floor)``, on
+            how far one proxy can sink a network. 0, the plain formula, by default.
 
     Returns:
         S, shape (n,).
 
     Raises:
-        ValueError: ``scores`` is not two-dimensional, or ``weights`` do not fit it or are negative or not finite.
+        ValueError: ``scores`` is not two-dimensional, ``weights`` do not fit it or are negative or not finite, or
+            ``floor`` is out of range.
 
     Example:
         >>> aggregate([[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]).round(3)
@@ -35,9 +40,12 @@ def aggregate(scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> np
     table = as_table(scores)
     n, m = table.shape
     w = check_weights(weights, m)
+    if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0.0 <= floor < 1.0:
+        raise ValueError(f"floor must be a share of at least 0 and below 1; got {floor!r}.")
     if n == 0:
         return np.zeros(0)
-    return sum_log_ranks(rankdata(table, method="average", axis=0), n, w)
+    ranks = rankdata(table, method="average", axis=0)
+    return sum_log_ranks(np.maximum(ranks, floor * n) if floor else ranks, n, w)
 
 
 def sum_log_ranks(

@@ -10,9 +10,9 @@ from optuna_aznas.cli._errors import CommandError
 from optuna_aznas.cli._options import add_command, add_study_options, budget, count
 
 _EXAMPLES = """\
-  optuna-aznas dashboard                                    all studies in aznas.db, on http://127.0.0.1:8080/
+  optuna-aznas dashboard            all studies in aznas.db, on http://127.0.0.1:8080/
   optuna-aznas dashboard --storage sqlite:///nas.db --study-name nb201 --port 9000
-  optuna-aznas dashboard --publish-only                     where an optuna-dashboard is running already
+  optuna-aznas dashboard --publish-only   where an optuna-dashboard is running already
 
 Needs the extra 'dashboard': pip install 'optuna-aznas[dashboard]'. End the server with Ctrl-C."""
 

@@ -17,13 +17,15 @@ _DESCRIPTION = "Training-free architecture search for Optuna."
 
 _EPILOG = """\
 examples:
-  optuna-aznas search nas_bench_201 --trials 300      search a built-in space; run it again to go on
-  optuna-aznas search my_nets:build --input-shape 3,32,32
-                                                      search your own: build(trial) returns a torch.nn.Module
-  optuna-aznas top --study-name nas_bench_201 --format csv > best.csv
-  optuna-aznas score my_nets:model --input-shape 3,32,32
-                                                      look at one model block by block
-  optuna-aznas dashboard                              open the search in optuna-dashboard
+  search a built-in space (run it again to go on), or your own: build(trial) returns a torch.nn.Module
+    optuna-aznas search nas_bench_201 --trials 300
+    optuna-aznas search my_nets:build --input-shape 3,32,32
+  print what was found
+    optuna-aznas top --study-name nas_bench_201 --format csv > best.csv
+  look at one model, block by block
+    optuna-aznas score my_nets:model --input-shape 3,32,32
+  open the searches in optuna-dashboard
+    optuna-aznas dashboard
 
 Each command has its own --help. Results go to standard output, progress and messages to standard error.
 exit status: 0 all went well, 1 a failure, 2 arguments that make no sense, 130 interrupted (Ctrl-C)"""

@@ -11,10 +11,11 @@ from optuna_aznas.cli._loading import load_object
 from optuna_aznas.cli._options import add_command, add_evaluator_options, names
 
 _EXAMPLES = """\
-  optuna-aznas score my_nets:make_model --input-shape 3,32,32     a function without arguments, or a class
-  optuna-aznas score my_nets:model --input-shape 3,224,224        or a model that the module holds
-  optuna-aznas score my_nets:model --input-shape 3,32,32 --blocks 'layers.*' --keep-weights
-  optuna-aznas score my_nets:model --input-shape 3,32,32 --format json"""
+  optuna-aznas score my_nets:model --input-shape 3,32,32
+  optuna-aznas score my_nets:model --input-shape 3,32,32 --blocks 0,1,2 --keep-weights
+  optuna-aznas score my_nets:model --input-shape 3,32,32 --format json
+
+'model' is a function without arguments that returns the network, a class, or the network itself."""
 
 
 def add_to(commands: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from optuna_aznas.cli._options import add_command, add_output_options, add_study_options
 
 _EXAMPLES = """\
-  optuna-aznas top                                          the ten best of the only study in aznas.db
+  optuna-aznas top                  the ten best of the only study in aznas.db
   optuna-aznas top --storage sqlite:///nas.db --study-name nb201 -n 3
   optuna-aznas top --format csv > best.csv
   optuna-aznas top --format json | python -m json.tool"""

@@ -19,9 +19,9 @@ def plain(text: object, longest: int = 200) -> str:
     return _PUNCTUATION.sub(r"\\\1", line)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; numbers to the right but for the last column."""
-    align = [*("--:" for _ in header[:-1]), ":--"]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int) -> str:
+    """Return a table whose columns are aligned to the right, as numbers are, but for the one that holds words."""
+    align = [":--" if column == words % len(header) else "--:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows))
 
 

@@ -56,5 +56,10 @@ def study_note(study: Study, leaderboard: Leaderboard, n_scored: int) -> str:
         for entry in leaderboard
     ]
     known = [f"- **{name}**: {_WHAT[name]}" for name in proxies if name in _WHAT]
-    parts += [f"{n_scored:,} trials are ranked.", table([*header, "parameters"], rows), _METHOD, "\n".join(known)]
+    parts += [
+        f"{n_scored:,} trials are ranked.",
+        table([*header, "parameters"], rows, words=-1),
+        _METHOD,
+        "\n".join(known),
+    ]
     return "\n\n".join(filter(None, parts))

@@ -31,7 +31,7 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
     n, ranks = len(scored), scored.ranks[row]
     parts = np.log(ranks / n)
     rows = [
-        [number(score), f"{rank:,.10g} of {n:,}", f"{part:.3f}".replace("-", "−"), plain(name)]
+        [plain(name), number(score), f"{rank:,.10g} of {n:,}", f"{part:.3f}".replace("-", "−")]
         for name, score, rank, part in zip(scored.names, scored.table[row], ranks, parts, strict=True)
     ]
     findings = [*_findings(scored, row, ranks, parts), *_differences(scored, row, best)]
@@ -40,7 +40,7 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
     return "\n\n".join(
         [
             f"### Place {place} of {n:,} by aggregated rank: S = {scored.scores[row]:.3f}".replace("-", "−"),
-            table(["score", "rank", "log(rank / n)", "proxy"], rows),
+            table(["proxy", "score", "rank", "log(rank / n)"], rows, words=0),
             "\n".join(f"- {finding}" for finding in findings),
         ]
     )

@@ -100,8 +100,9 @@ class TokenInteractionObserver:
 
         2 * (energy of g at the others) / (energy of g)
 
-    with the energy the sum of squares: 0 for an MLP, a 1 x 1 convolution or an identity, about 1 where a token's result has nothing of its own input. The
-    proxy ``token_interaction`` is the sum over the blocks. Blocks that change the number of positions are left out.
+    with the energy the sum of squares: 0 for an MLP, a 1 x 1 convolution or an identity, about 1 where a token's result
+    has nothing of its own input. The proxy ``token_interaction`` is the sum over the blocks. Blocks that change the
+    number of positions are left out.
 
     Args:
         generator: Source of the draws.

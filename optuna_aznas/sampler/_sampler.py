@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.samplers._base import _process_constraints_after_trial
@@ -19,6 +22,8 @@ from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._history import Aggregation
 from optuna_aznas._reader import whole_study
 from optuna_aznas._records import SCORES_KEY
+from optuna_aznas.sampler._candidates import Architecture, CandidateScorer, Score
+from optuna_aznas.sampler._learned import LearnedSearch
 from optuna_aznas.sampler._variation import cross, inherit, mutate, sample_uniform
 from optuna_aznas.sampler._view import StudyView, fixed_params
 
@@ -32,6 +37,7 @@ _WIDEN = 10
 _CLAIMS = 10
 
 _Params = dict[str, Any]
+_Parent = TypeVar("_Parent", FrozenTrial, Architecture, FrozenTrial | Architecture)
 _Space = dict[str, BaseDistribution]
 
 
@@ -48,12 +54,19 @@ class AZNASSampler(BaseSampler):
     running, is not proposed again while a bounded number of tries finds another; nor do two workers propose the same at
     the same moment.
 
+    **Where the study trains.** In a study with one objective, what a training gives, whose trials record scores, the
+    next architecture is the one of which most is expected, by expected improvement under a model that learns from the
+    trainings (:class:`~optuna_aznas.aggregation.LearnedAggregation`), among mutated, crossed and random candidates. Of
+    these only the best quarter by S are considered. With ``score`` candidates are scored before one is trained; without
+    it their scores are estimated from those of the study's trials.
+
     The sampler keeps no truth of its own: everything is read from the study, so that it can be killed, restarted and
     run by many workers at once.
 
     Args:
         population_size: How many of the best trials parents are drawn from, at least 1.
-        n_startup_trials: Random trials before evolution starts, at least 1; counted in scored trials.
+        n_startup_trials: Random trials before evolution starts, at least 1; counted in scored trials. In a study that
+            trains, ``n_startup_trainings`` takes its place.
         mutation: How many parameters of the parent change: a number, or the smallest and the largest of a range, each
             equally likely.
         crossover: Probability, 0 to 1, that a child mixes two parents before it is mutated.
@@ -64,6 +77,13 @@ class AZNASSampler(BaseSampler):
         accept: Called with a candidate's parameters before it is proposed; a candidate for which it returns ``False``
             is dropped and another tried. It cannot see the trials before the first is scored, whose parameters nobody
             knows yet, nor parameters that no parent has.
+        score: For a study that trains (one objective, recorded scores). Called with a candidate's parameters, returns
+            its scores as :func:`~optuna_aznas.record` takes them. So that it need not know which parameters a candidate
+            asks for, it is given a value for every architecture parameter of the study. A candidate for which it raises
+            is left out, with a warning. Results are kept while the process lives.
+        n_candidates: New candidates that are looked at for each trial of such a study, at least 1. With ``score`` this
+            many networks are scored for each that is trained.
+        n_startup_trainings: Trained trials of such a study before what was learned from them counts, at least 1.
         hyperparameter_sampler: Suggests what is no part of the architecture: parameters suggested after
             :func:`~optuna_aznas.record`. :class:`optuna.samplers.RandomSampler` by default.
         seed: Seed of the random numbers.
@@ -92,6 +112,9 @@ class AZNASSampler(BaseSampler):
         aggregation: Aggregation | None = None,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
         accept: Callable[[dict[str, Any]], bool] | None = None,
+        score: Score | None = None,
+        n_candidates: int = 200,
+        n_startup_trainings: int = 5,
         hyperparameter_sampler: BaseSampler | None = None,
         seed: int | None = None,
     ) -> None:
@@ -113,6 +136,9 @@ class AZNASSampler(BaseSampler):
         check_callable("aggregation", aggregation)
         check_callable("constraints_func", constraints_func)
         check_callable("accept", accept)
+        check_callable("score", score)
+        check_count("n_candidates", n_candidates)
+        check_count("n_startup_trainings", n_startup_trainings)
         if hyperparameter_sampler is not None and not isinstance(hyperparameter_sampler, BaseSampler):
             raise ValueError(f"hyperparameter_sampler must be an Optuna sampler; got {hyperparameter_sampler!r}.")
         self._population_size = population_size
@@ -122,12 +148,16 @@ class AZNASSampler(BaseSampler):
         self._aggregation = aggregation
         self._constraints_func = constraints_func
         self._accept = accept
+        self._scorer = None if score is None else CandidateScorer(score)
+        self._n_candidates = n_candidates
+        self._n_startup_trainings = n_startup_trainings
         self._random_sampler = RandomSampler(seed=seed)
         self._hyperparameter_sampler = (
             self._random_sampler if hyperparameter_sampler is None else hyperparameter_sampler
         )
         self._rng = np.random.default_rng(seed)
         self._views: weakref.WeakKeyDictionary[Study, StudyView] = weakref.WeakKeyDictionary()
+        self._searches: weakref.WeakKeyDictionary[Study, LearnedSearch] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def reseed_rng(self) -> None:
@@ -140,7 +170,7 @@ class AZNASSampler(BaseSampler):
             view = self._view(study)
             view.update(trial)
             self._warn_if_nothing_is_scored(view)
-            space = view.draw_space(self._rng)
+            space = view.space if view.is_trained else view.draw_space(self._rng)
             view.spaces[trial.number] = space
             known = view.architecture_names
             if not known:  # nothing was recorded: every parameter may be the architecture's
@@ -188,12 +218,13 @@ class AZNASSampler(BaseSampler):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_views"], state["_lock"]  # caches, rebuilt from the study
+        del state["_views"], state["_searches"], state["_lock"]  # caches, rebuilt from the study
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._views = weakref.WeakKeyDictionary()
+        self._searches = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def _view(self, study: Study) -> StudyView:
@@ -208,11 +239,25 @@ class AZNASSampler(BaseSampler):
         A candidate is written into the study first, and the study is read again afterwards. Of two workers that write
         the same, the second to write sees the other's, and draws anew.
         """
-        for _ in range(_CLAIMS):
-            candidate = self._candidate(view, space, fixed)
+        candidate: _Params = {}
+        for candidate in itertools.islice(self._candidates(view, space, fixed), _CLAIMS):
             if view.claim(trial, {**candidate, **fixed}):
                 break
         return candidate
+
+    def _candidates(self, view: StudyView, space: _Space, fixed: _Params) -> Iterator[_Params]:
+        """Yield values for ``space``, the best first, without end."""
+        if view.is_trained:
+            yield from self._search(view).propose(
+                view,
+                space,
+                fixed,
+                lambda parents: self._child(parents, space, extra=int(self._rng.integers(2))),
+                self._accept or (lambda _: True),
+                self._rng,
+            )
+        while True:
+            yield self._candidate(view, space, fixed)
 
     def _candidate(self, view: StudyView, space: _Space, fixed: _Params) -> _Params:
         """Return values for the whole of ``space``, if possible new and acceptable ones.
@@ -225,10 +270,7 @@ class AZNASSampler(BaseSampler):
         parents = view.parents(space, fixed)
         fallback: _Params | None = None
         for i in range(0 if parents else _TRIES, 2 * _TRIES):
-            if i < _TRIES:
-                candidate = self._child(parents, space, extra=i // _WIDEN)
-            else:
-                candidate = {name: sample_uniform(distribution, self._rng) for name, distribution in space.items()}
+            candidate = self._child(parents, space, extra=i // _WIDEN) if i < _TRIES else self._random(space)
             architecture = {**candidate, **fixed}
             if self._accept is None or self._accept(dict(architecture)):
                 if not view.holds(architecture):
@@ -243,7 +285,17 @@ class AZNASSampler(BaseSampler):
             return candidate
         return fallback
 
-    def _child(self, parents: list[FrozenTrial], space: _Space, extra: int) -> _Params:
+    def _search(self, view: StudyView) -> LearnedSearch:
+        if view.study not in self._searches:
+            self._searches[view.study] = LearnedSearch(self._scorer, self._n_candidates, self._n_startup_trainings)
+        return self._searches[view.study]
+
+    def _random(self, space: _Space) -> _Params:
+        return {name: sample_uniform(distribution, self._rng) for name, distribution in space.items()}
+
+    def _child(self, parents: Sequence[FrozenTrial | Architecture], space: _Space, extra: int) -> _Params:
+        if not parents:
+            return self._random(space)
         mother = self._draw_parent(parents)
         child = {name: inherit(mother.params.get(name), d, self._rng) for name, d in space.items()}
         if self._crossover and self._rng.random() < self._crossover:
@@ -256,10 +308,9 @@ class AZNASSampler(BaseSampler):
             child[names[i]] = mutate(child[names[i]], space[names[i]], self._rng)
         return child
 
-    def _draw_parent(self, parents: list[FrozenTrial]) -> FrozenTrial:
+    def _draw_parent(self, parents: Sequence[_Parent]) -> _Parent:
         """Draw one of some trials, ordered from the best; the k-th with a probability proportional to 1 / k."""
-        weights = 1.0 / np.arange(1, len(parents) + 1)
-        return parents[int(self._rng.choice(len(parents), p=weights / weights.sum()))]
+        return parents[int(np.searchsorted(_cumulative(len(parents)), self._rng.random(), side="right"))]
 
     def _warn_if_nothing_is_scored(self, view: StudyView) -> None:
         if view.warned or view.n_told < self._n_startup_trials or len(view.history):
@@ -273,3 +324,10 @@ class AZNASSampler(BaseSampler):
             "(optuna_aznas.create_study sets them).",
             stacklevel=2,
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _cumulative(n: int) -> npt.NDArray[np.float64]:
+    """Return the cumulative probabilities of the places 1 to ``n``, each proportional to its inverse."""
+    total = np.cumsum(1.0 / np.arange(1, n + 1))
+    return total / total[-1]

@@ -42,7 +42,9 @@ class StudyView:
         self._choices: dict[str, CategoricalDistribution] = {}  # as the study's trials had them last
         self.history = StudyHistory(aggregation)
         self.architecture_names: set[str] = set()  # of all trials that recorded scores
+        self._distributions: dict[str, BaseDistribution] = {}  # of these names, as they were last
         self.spaces: dict[int, dict[str, BaseDistribution]] = {}  # of trials between infer_ and sample_relative
+        self._one_objective: bool | None = None  # asked of the storage once
         self.n_told = 0  # trials that finished under this sampler
         self.warned = False  # that none of them has scores
 
@@ -59,12 +61,26 @@ class StudyView:
         for trial in finished:
             self._known.add(trial)
             if ARCHITECTURE_KEY in trial.user_attrs:
-                self.architecture_names.update(architecture_names(trial))
+                names = architecture_names(trial)
+                self.architecture_names.update(names)
+                self._distributions |= {name: trial.distributions[name] for name in names}
             for name, distribution in trial.distributions.items():
                 if isinstance(distribution, CategoricalDistribution):
                     self._choices[name] = distribution
         if finished and len(self.history) >= self._n_startup_trials:
             self._population = self.history.best(self._population_size)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the study's one objective is what a training gives, and there are scored trials."""
+        if self._one_objective is None:
+            self._one_objective = len(self.study.directions) == 1
+        return self._one_objective and len(self.history) > 0
+
+    @property
+    def space(self) -> dict[str, BaseDistribution]:
+        """All parameters of architectures that recorded scores; a single one may not ask for all of them."""
+        return self._with_choices(self._distributions)
 
     def draw_space(self, rng: np.random.Generator) -> dict[str, BaseDistribution]:
         """Return the architecture's distributions of a random parent; before evolution starts, of any scored trial."""
@@ -102,7 +118,9 @@ class StudyView:
 
     def _space_of(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the distributions of a trial's architecture, with choices as they are now."""
-        space = {name: trial.distributions[name] for name in architecture_names(trial)}
+        return self._with_choices({name: trial.distributions[name] for name in architecture_names(trial)})
+
+    def _with_choices(self, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
         return {n: self._choices[n] if isinstance(d, CategoricalDistribution) else d for n, d in space.items()}
 
 

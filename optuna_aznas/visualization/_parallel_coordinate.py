@@ -13,7 +13,6 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    number,
     plain,
     shown_range,
 )
@@ -61,7 +60,7 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
         "values": compact(s),
         "range": [low, 0],
         "tickvals": s_ticks.tolist(),
-        "ticktext": [number(tick) for tick in s_ticks],
+        "ticktext": [f"{tick:.1f}" for tick in s_ticks],
     }
     figure = new_figure(TITLE, [*scored.summary(), shown, "the best has the highest rank"])
     figure.add_trace(

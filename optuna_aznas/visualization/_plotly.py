@@ -84,8 +84,8 @@ def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
         paper_bgcolor="white",
         plot_bgcolor="white",
         hovermode="closest",
-        margin={"l": 60, "r": 24, "t": 50 + 17 * len(lines), "b": 50},
-        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+        margin={"l": 60, "r": 24, "t": 50 + 17 * len(lines), "b": 75},
+        legend={"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"},
     )
     return figure
 

@@ -45,7 +45,8 @@ def plot_rank_against_value(
         max_points: How many points are drawn, at least 2: half of them the best by S, and evenly some of the others.
 
     Returns:
-        The figure. Values that are not finite are left out, and counted in its title.
+        The figure. Values that are not finite are left out, and counted in its title. Outliers do not stretch its axes;
+        a double click shows them.
 
     Raises:
         ValueError: ``target`` is needed, or no function; or ``max_points`` is out of range.
@@ -102,7 +103,9 @@ def plot_rank_against_value(
         )
     figure.update_layout(
         xaxis=axis(title_text="aggregated rank S (0 is best)", range=[low, -0.03 * low or 1.0]),
-        yaxis=axis(title_text=plain(target_name) + (f" ({direction})" if direction else "")),
+        yaxis=axis(
+            title_text=plain(target_name) + (f" ({direction})" if direction else ""), range=list(shown_range(values))
+        ),
     )
     return figure
 

@@ -2,12 +2,16 @@
 
     make bench-overhead
     python -m tests.benchmarks.overhead --storages memory --sizes 1000 100000
+    python -m tests.benchmarks.overhead --learned
 
 The objective does nothing but suggest ten categorical parameters (9.8 million architectures: more than the largest
 study holds) and return four numbers. A study of each size is made once; the samplers then take turns at further trials
 of it, so that the machine's moods meet all of them alike. Prints the median milliseconds a trial takes over
 RandomSampler's, after one trial of each sampler in which it reads the study, which is stated by itself. A sampler that
 takes longer than a second over a trial is left out of larger studies.
+
+With --learned the studies are ones that train: a tenth of the trials are trained, the others were scored and pruned.
+``score`` costs nothing here; 200 candidates are looked at for each trial.
 """
 
 from __future__ import annotations
@@ -115,14 +119,62 @@ def measure(size: int, storage: str, trials: int, slow: set[str]) -> None:
         print(f"{line}{first['AZNAS']:>20.0f}", flush=True)
 
 
+def scores_of(params: dict[str, str]) -> dict[str, float]:
+    chosen = [OPERATIONS.index(choice) for choice in params.values()]
+    return {"p": float(sum(chosen)), "q": float(min(chosen)), "r": float(chosen[0] - chosen[1])}
+
+
+def measure_learned(trained: int, scored: int, trials: int) -> None:
+    """Measure trials of a study that trains, and print a line."""
+    rng = np.random.default_rng(0)
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    for i in range(scored):
+        params = {name: OPERATIONS[rng.integers(5)] for name in SPACE}
+        scores = scores_of(params)
+        done = i < trained
+        study.add_trial(
+            create_trial(
+                state=optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.PRUNED,
+                value=scores["p"] + float(rng.normal()) if done else None,
+                params=params,
+                distributions=SPACE,
+                user_attrs={"aznas:scores": scores, "aznas:architecture": list(params)},
+            )
+        )
+
+    def objective(trial: optuna.Trial) -> float:
+        params = {name: trial.suggest_categorical(name, OPERATIONS) for name in SPACE}
+        az.record(trial, scores_of(params))
+        return scores_of(params)["p"]
+
+    line = f"{trained:>9,d}{scored:>9,d}"
+    for score in (scores_of, None):
+        study.sampler = az.AZNASSampler(seed=0, score=score)
+        times = []
+        for _ in range(trials + 1):
+            start = time.perf_counter()
+            study.optimize(objective, n_trials=1)
+            times.append(1000 * (time.perf_counter() - start))
+        line += f"{np.median(times[1:]):>16.0f}{max(times[1:]):>10.0f}{times[0]:>10.0f}"
+    print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
     parser.add_argument("--storages", nargs="+", choices=("memory", "sqlite"), default=["memory", "sqlite"])
     parser.add_argument("--trials", type=int, default=30, help="trials of each sampler")
+    parser.add_argument("--learned", action="store_true", help="studies that train, instead")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if arguments.learned:
+        print("Milliseconds a trial of AZNASSampler in a study that trains: median, longest, first")
+        print(f"{'trained':>9s}{'scored':>9s}" + "".join(f"{name:>16s}{'':20s}" for name in ("with score", "without")))
+        for trained, scored in ((10, 100), (100, 1_000), (1_000, 10_000)):
+            measure_learned(trained, scored, arguments.trials)
+        return
     print("Milliseconds a trial: RandomSampler's, and what others take over it (median).")
     print(f"{'storage':8s}{'trials':>9s}" + "".join(f"{name:>12s}" for name in SAMPLERS) + f"{'first of AZNAS':>20s}")
     for storage in arguments.storages:

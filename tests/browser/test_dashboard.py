@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import optuna
 import pytest
@@ -18,57 +11,6 @@ import optuna_aznas as az
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def page(missing):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        missing("Chromium is not installed")
-    if importlib.util.find_spec("playwright") is None:
-        missing("the package playwright is not installed (extra 'browser')")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.errors = []
-        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        yield page
-        browser.close()
-
-
-@pytest.fixture
-def dashboard(missing):
-    """Start optuna-dashboard on a storage URL; returns its address."""
-    if importlib.util.find_spec("optuna_dashboard") is None:
-        missing("optuna-dashboard is not installed (extra 'dashboard')")
-    servers = []
-
-    def start(storage):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        code = "from optuna_dashboard._cli import main; main()"
-        command = [sys.executable, "-W", "ignore", "-c", code, storage, "--host", "127.0.0.1", "--port", str(port)]
-        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(150):
-            try:
-                urllib.request.urlopen(address, timeout=1).close()
-                return address
-            except OSError:
-                time.sleep(0.2)
-        raise TimeoutError("optuna-dashboard did not start")
-
-    yield start
-    for server in servers:
-        server.terminate()
-        server.wait(10)
 
 
 def objective(trial):

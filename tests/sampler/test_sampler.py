@@ -450,16 +450,15 @@ def test_architecture_and_hyperparameters():
         params = {f"x{i}": trial.suggest_categorical(f"x{i}", CHOICES) for i in range(6)}
         az.record(trial, dict(zip(("p", "q", "r"), scores_of(params), strict=True)))
         lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
-        return -abs(np.log10(lr) + 2)
+        return scores_of(params)[0] / 10 - abs(np.log10(lr) + 2)
 
     sampler = az.AZNASSampler(seed=0, hyperparameter_sampler=Spy(seed=0))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.optimize(combined, n_trials=100)
     assert asked == {"lr": 100}
-    s = az.rank_scores(study)
-    assert len(s) == 100
-    early, late = [[s[n] for n in range(*span)] for span in ((0, 20), (80, 100))]
-    assert np.mean(late) > np.mean(early) + 1
+    assert len(az.rank_scores(study)) == 100
+    # At random it is 12.
+    assert np.mean([scores_of(trial.params)[0] for trial in study.trials[20:]]) > 16
     assert len({tuple(sorted((k, v) for k, v in t.params.items() if k != "lr")) for t in study.trials}) == 100
 
 

@@ -1,0 +1,222 @@
+"""Which architecture to train next: expected improvement under the learned ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+from scipy.special import ndtr
+
+from optuna_aznas._records import architecture_names, is_feasible
+from optuna_aznas._training import Encoder, hyperparameters, results
+from optuna_aznas.aggregation import LearnedAggregation, Parameters
+from optuna_aznas.aggregation.learned import complete_scores
+from optuna_aznas.sampler._candidates import Architecture, Candidate, CandidateScorer, Key
+from optuna_aznas.sampler._known import describe
+from optuna_aznas.sampler._presence import Presence
+from optuna_aznas.sampler._variation import inherit
+from optuna_aznas.sampler._view import StudyView
+
+#: One is chosen for training among the best by S of all candidates: at first from a quarter of them, from so many
+#: trainings on from all. At least, and at most so many are considered.
+_FIRST_SHARE, _ALL_AFTER, _FEWEST, _MOST = 0.25, 20, 20, 2000
+
+#: While too few trainings are there to learn from, one of so many best by S is trained.
+_START_TOP = 20
+
+#: The chance that a random one of them is trained after that: the model may be wrong.
+_EXPLORATION = 0.05
+
+#: Parents of candidates: so many of the best by what is expected of them.
+_PARENTS = 20
+
+#: Candidates that are kept for later, at most.
+_KEPT = 5000
+
+#: Draws for each candidate that is wanted, before a small space is taken to be known to the last.
+_DRAWS = 4
+
+_Floats = npt.NDArray[np.float64]
+
+
+class LearnedSearch:
+    """Proposes architectures to train in one study. What it keeps is a cache: looked-at candidates and their scores.
+
+    Args:
+        scorer: Scores candidates; without one, their scores are estimated from those of trials.
+        n_candidates: New candidates for each trial.
+        n_startup_trainings: Trainings before what was learned counts.
+    """
+
+    def __init__(self, scorer: CandidateScorer | None, n_candidates: int, n_startup_trainings: int) -> None:
+        self._scorer = scorer
+        self._n_candidates = n_candidates
+        self._n_startup_trainings = n_startup_trainings
+        self._model = LearnedAggregation(exploring=True)
+        self._pool: dict[Key, Candidate] = {}
+        self._refused: set[Key] = set()  # those without scores
+        self._order: list[Architecture] = []  # parents, the best first
+        self._space: dict[str, BaseDistribution] = {}
+        self._encoder = Encoder({})
+        self._rows: dict[object, _Floats] = {}  # of the encoder, by trial number or candidate
+        self._presence, self._presence_of = Presence([]), 0
+        self._n_seen = 0  # trials whose architectures are no candidates any more
+
+    def propose(
+        self,
+        view: StudyView,
+        space: dict[str, BaseDistribution],
+        fixed: dict[str, Any],
+        child: Callable[[Sequence[Architecture]], dict[str, Any]],
+        accept: Callable[[dict[str, Any]], bool],
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield architectures that the study does not hold, the one to train first.
+
+        Args:
+            view: The study.
+            space: What is to be chosen, for all architectures alike.
+            fixed: Parameters that are given.
+            child: Draws values for ``space`` from parents; from none, uniformly.
+            accept: Whether an architecture may be proposed.
+            rng: Source of the random numbers.
+        """
+        trials = view.history.trials
+        if len(trials) >= 1.15 * self._presence_of:
+            self._presence = Presence([_architecture(trial) for trial in trials[-500:]])
+            self._presence_of = len(trials)
+        for trial in trials[self._n_seen :]:
+            self._pool.pop(_key(_architecture(trial)), None)
+        self._n_seen = len(trials)
+        if self._scorer is None:
+            self._pool.clear()
+        self._look(view, fixed, child, accept, rng)
+        candidates = list(self._pool.values())
+        if fixed:
+            candidates = [c for c in candidates if all(_same(c.params, name, fixed[name]) for name in fixed)]
+        for i in self._ranked(view, candidates, rng) if candidates else ():
+            if not view.holds(candidates[i].params):
+                # What has come into the space, or has changed, since the candidate was looked at is drawn anew.
+                params = candidates[i].params
+                yield {name: inherit(params.get(name), distribution, rng) for name, distribution in space.items()}
+
+    def _look(
+        self,
+        view: StudyView,
+        fixed: dict[str, Any],
+        child: Callable[[Sequence[Architecture]], dict[str, Any]],
+        accept: Callable[[dict[str, Any]], bool],
+        rng: np.random.Generator,
+    ) -> None:
+        """Add new candidates; with scores, if there is somebody to compute them."""
+        wanted = self._n_candidates
+        parents = self._order or [Architecture(_architecture(t), t.distributions) for t in view.history.best(_PARENTS)]
+        for draw in range(_DRAWS * self._n_candidates):
+            if not wanted:
+                break
+            params = {**child(parents if draw % 2 else ()), **fixed}
+            asked = self._presence.present(params)
+            key = _key(asked)
+            if key in self._pool or key in self._refused or view.holds(params) or not accept(dict(params)):
+                continue
+            scores = self._scorer(params, view.history.names) if self._scorer else {}
+            if scores is None:
+                self._refused.add(key)
+                continue
+            self._pool[key] = Candidate(params, asked, scores, key)
+            wanted -= 1
+
+    def _ranked(self, view: StudyView, candidates: list[Candidate], rng: np.random.Generator) -> list[int]:
+        """Return positions of candidates, the one to train first."""
+        history = view.history
+        trials, n = history.trials, len(history.trials)
+        table = np.full((n + len(candidates), len(history.names)), -np.inf)
+        table[:n] = history.table
+        parameters = self._encode(trials, candidates, view.space)
+        if self._scorer is None:
+            table = complete_scores(table, np.arange(len(table)) < n, parameters)
+        else:
+            table[n:] = [[candidate.scores[name] for name in history.names] for candidate in candidates]
+        s = history.aggregate(table)
+        own = np.argsort(-s[n:], kind="stable")
+        outcome = np.full(len(table), np.nan)
+        outcome[:n] = results(trials, view.study.direction)
+        training = hyperparameters(trials)
+        if training is not None:
+            training = np.vstack([training, np.zeros((len(candidates), training.shape[1]))])
+        trained = np.flatnonzero(~np.isnan(outcome))
+        share = max(_FIRST_SHARE, len(trained) / _ALL_AFTER)
+        chosen = own[: min(max(int(share * len(own)), _FEWEST), _MOST)]
+        at = np.concatenate([trained[-_MOST:], n + chosen])
+        mean, std, best = self._model.predict(table, outcome, parameters, training, prior=s, at=at)
+        self._remember_parents(trials, candidates, at, mean)
+        self._forget(candidates, own)
+        if len(trained) < self._n_startup_trainings:
+            few = own[:_START_TOP] if self._scorer else own
+            return [*map(int, rng.permutation(few)), *map(int, own[_START_TOP:])]
+        if rng.random() < _EXPLORATION:
+            return [int(i) for i in rng.permutation(chosen)]
+        mean, std = mean[-len(chosen) :], std[-len(chosen) :]
+        return [int(i) for i in chosen[np.argsort(-expected_improvement(mean, std, best), kind="stable")]]
+
+    def _encode(
+        self, trials: list[FrozenTrial], candidates: list[Candidate], space: dict[str, BaseDistribution]
+    ) -> Parameters:
+        if space != self._space:
+            self._space, self._encoder, self._rows = dict(space), Encoder(space), {}
+        keys: list[object] = [trial.number for trial in trials]
+        keys += [candidate.key for candidate in candidates]
+        everything = [trial.params for trial in trials] + [candidate.asked for candidate in candidates]
+        named = {key: params for key, params in zip(keys, everything, strict=True) if key not in self._rows}
+        encoded = self._encoder(list(named.values()))
+        self._rows |= zip(named, np.hstack(encoded), strict=True)
+        rows = np.array([self._rows[key] for key in keys])
+        if len(self._rows) > 2 * len(keys):
+            self._rows = {key: self._rows[key] for key in keys}
+        return Parameters(*np.split(rows, [encoded.single.shape[1]], axis=1))
+
+    def _remember_parents(
+        self, trials: list[FrozenTrial], candidates: list[Candidate], at: npt.NDArray[np.intp], mean: _Floats
+    ) -> None:
+        """Keep those of whom most is expected as parents of the next candidates."""
+        anyone = any(is_feasible(trial) for trial in trials)
+        self._order = []
+        space = self._space
+        for i in at[np.argsort(-mean, kind="stable")]:
+            if i >= len(trials):
+                asked = candidates[i - len(trials)].asked
+                self._order.append(Architecture(asked, {name: space[name] for name in asked if name in space}))
+            elif is_feasible(trials[i]) or not anyone:
+                self._order.append(Architecture(_architecture(trials[i]), trials[i].distributions))
+            if len(self._order) == _PARENTS:
+                break
+
+    def _forget(self, candidates: list[Candidate], own: npt.NDArray[np.intp]) -> None:
+        """Drop the candidates that are lowest by S where there are too many."""
+        for i in own[_KEPT:]:
+            del self._pool[candidates[i].key]
+
+
+def expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
+    """Return by how much results are expected to exceed ``best`` (Jones et al., 1998)."""
+    if not np.isfinite(best):
+        return mean
+    deviation = np.maximum(std, 1e-12)
+    z = (mean - best) / deviation
+    return (mean - best) * ndtr(z) + deviation * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+
+
+def _architecture(trial: FrozenTrial) -> dict[str, Any]:
+    return {name: trial.params[name] for name in architecture_names(trial)}
+
+
+def _key(params: dict[str, Any]) -> Key:
+    return frozenset(describe(params).items())
+
+
+def _same(params: dict[str, Any], name: str, value: Any) -> bool:
+    return name in params and repr(params[name]) == repr(value)

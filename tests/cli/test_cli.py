@@ -1,0 +1,314 @@
+"""The command, as a shell user runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+
+import optuna_aznas as az
+from optuna_aznas import cli
+from tests import studies
+
+SPACE = """
+from torch import nn
+
+def build(trial):
+    layers, channels = [], 3
+    for i in range(trial.suggest_int("depth", 2, 3)):
+        width = trial.suggest_int(f"width{i}", 4, 16, step=4)
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+def make():
+    return build(type("T", (), {"suggest_int": lambda self, name, low, high, step=1: high})())
+
+model = make()
+
+def broken(trial):
+    raise ArithmeticError("no such network")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a user's module in it, to run commands in."""
+    (tmp_path / "my_nets.py").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_nets", None)
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """Run a command in this process; returns exit status, standard output and standard error."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = cli.main(arguments)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def search(run, *more, trials=6):
+    options = ["--input-shape", "3,8,8", "--trials", str(trials), "--device", "cpu", "--seed", "0"]
+    return run("search", "my_nets:build", *options, *more)
+
+
+def study_of(folder, name="build"):
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/aznas.db")
+
+
+def test_help_is_quick_and_light():
+    code = "import sys\nfrom optuna_aznas.cli import main\nmain(['--help'])\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"torch", "optuna", "plotly"} & set(done.stderr.split())
+    assert "optuna-aznas search nas_bench_201" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["search", "score", "top", "dashboard"])
+def test_each_command_has_help_with_examples(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"examples:\n  optuna-aznas {command}" in out
+
+
+def test_search_help_lists_the_built_in_spaces(run):
+    _, out, _ = run("search", "--help")
+    for name, space in az.spaces.BUILT_IN.items():
+        assert name in out
+        assert ",".join(map(str, space.input_shape)) in out
+
+
+@pytest.mark.parametrize("name", az.spaces.BUILT_IN)
+def test_built_in_spaces_can_be_scored(name):
+    space = az.spaces.BUILT_IN[name]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    model = space.build(study.ask(), space.input_shape)
+    scores = az.ProxyEvaluator(space.input_shape, batch_size=1 if "autoformer" in name else 2, device="cpu")(model)
+    assert scores.complexity > 0
+
+
+def test_search_and_go_on(run, folder):
+    status, out, err = search(run)
+    assert status == 0
+    assert out.splitlines()[0].split()[:3] == ["place", "trial", "S"]
+    assert len(out.splitlines()) == 7
+    assert "New study 'build', in sqlite:///aznas.db" in err
+    assert "6/6" in err
+    status, out, err = search(run, "--quiet", "-n", "2", trials=4)
+    assert status == 0
+    assert len(out.splitlines()) == 3
+    assert "Continuing study 'build': 6 trials so far" in err
+    assert "4/4" not in err
+    study = study_of(folder)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 10
+    assert [int(line.split()[1]) for line in out.splitlines()[1:]] == [t.number for t in az.best_trials(study, 2)]
+
+
+def test_networks_of_one_study_are_scored_alike(run, folder):
+    search(run, "--batch-size", "4")
+    status, out, err = search(run, "--batch-size", "8")
+    assert (status, out) == (1, "")
+    assert "study 'build' was searched with --batch-size 4, not --batch-size 8" in err
+    status, _, err = run("search", "my_nets:build", "--trials", "1", "--device", "cpu", "--budget", "1M")
+    assert "was searched with no --budget, not --budget 1000000" in err
+    status, _, _ = run("search", "my_nets:build", "--trials", "1", "--device", "cpu")  # what is left out is as before
+    assert status == 0
+    assert len(study_of(folder).trials) == 7
+
+
+def test_all_that_is_printed_is_within_the_budget(run, folder):
+    status, out, _ = search(run, "--budget", "0.06M", "--format", "json", "-n", "100", trials=25)
+    assert status == 0
+    printed = json.loads(out)
+    assert printed
+    assert all(row["complexity"] <= 60_000 for row in printed)
+    study = study_of(folder)
+    over = [trial.number for trial in study.trials if trial.values[3] > 60_000]
+    assert over
+    assert len(over) + len(printed) == 25
+    assert study.user_attrs["aznas:budget"] == 60_000
+    assert json.loads(run("top", "-n", "100", "--format", "json")[1]) == printed
+
+
+def test_a_study_made_otherwise_has_no_budget(run, folder):
+    az.create_study(study_name="build", storage=f"sqlite:///{folder}/aznas.db")
+    status, _, err = search(run, "--budget", "1M")
+    assert status == 1
+    assert "was not made by this command" in err
+
+
+def test_other_proxies(run, folder):
+    status, out, _ = search(run, "--proxies", "trainability,complexity")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["place", "trial", "S", "trainability", "complexity", "params"]
+    status, _, err = search(run, "--proxies", "trainability,expressivity", "--budget", "1M", "--study-name", "other")
+    assert status == 2
+    assert "--budget needs 'complexity'" in err
+
+
+def test_a_space_that_fails(run, folder):
+    status, out, err = run("search", "my_nets:broken", "--input-shape", "3,8,8", "--trials", "50")
+    assert status == 1
+    assert out == ""
+    assert "5 networks in a row could not be scored" in err
+    assert "ArithmeticError: no such network" in err
+    assert len(study_of(folder, "broken").trials) == 5
+
+
+def test_interrupted(folder):
+    command = [sys.executable, "-m", "optuna_aznas", "search", "my_nets:build", "--input-shape", "3,8,8"]
+    process = subprocess.Popen(
+        [*command, "--trials", "100000", "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    finished = 0
+    while finished < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        if (folder / "aznas.db").exists():
+            with contextlib.suppress(Exception):  # it is still being made
+                finished = len([t for t in study_of(folder).trials if t.values])
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert out.startswith("place  trial")
+    states = {trial.state.name for trial in study_of(folder).trials}
+    assert states <= {"COMPLETE", "FAIL"}
+
+
+def test_score(run, folder):
+    status, table, err = run("score", "my_nets:make", "--input-shape", "3,8,8", "--device", "cpu")
+    assert (status, err) == (0, "")
+    evaluator = az.ProxyEvaluator((3, 8, 8), device="cpu")
+    import my_nets
+
+    assert table == f"{az.diagnose(my_nets.make(), evaluator)}\n"
+    assert run("score", "my_nets:model", "--input-shape", "3x8x8", "--device", "cpu")[1] == table
+    status, out, _ = run("score", "my_nets:make", "--input-shape", "3,8,8", "--device", "cpu", "--format", "json")
+    report = json.loads(out)
+    assert report["scores"] == pytest.approx(evaluator(my_nets.make()).as_dict())
+    assert len(report["blocks"]) == 3
+    assert report["findings"]
+
+
+def test_top(run, folder):
+    study = studies.four_objectives(f"sqlite:///{folder}/aznas.db")
+    board = az.leaderboard(study, 40)
+    assert run("top", "-n", "40")[1] == f"{board}\n"
+    rows = json.loads(run("top", "-n", "40", "--format", "json")[1])
+    assert [row["number"] for row in rows] == [entry.number for entry in board]
+    assert [row["params_op"] for row in rows] == [entry.params["op"] for entry in board]
+    dead = {entry.number for entry in board if math.isinf(entry.proxies["expressivity"])}
+    assert {row["number"] for row in rows if row["expressivity"] == "-inf"} == dead
+    table = list(csv.DictReader(io.StringIO(run("top", "-n", "40", "--format", "csv")[1])))
+    assert [int(row["number"]) for row in table] == [entry.number for entry in board]
+    assert [float(row["score"]) for row in table] == [entry.score for entry in board]
+    assert [row["params_op"] for row in table] == [entry.params["op"] for entry in board]
+
+
+def test_top_of_a_study_with_trainings(run, folder):
+    study = studies.trained("sqlite:///other.db")
+    studies.trained("sqlite:///other.db", name="second")
+    options = ["--storage", "sqlite:///other.db", "--format", "json"]
+    status, _, err = run("top", *options)
+    assert status == 1
+    assert "has 2 studies: second, trained. Name one with --study-name." in err
+    rows = json.loads(run("top", *options, "--study-name", "trained", "-n", "1")[1])
+    assert rows[0]["value"] == az.best_trials(study, 1)[0].value
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///nas.db", "journal:nas.log"])
+def test_dashboard_publishes(run, folder, storage):
+    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed (extra 'dashboard')")
+    search(run, "--storage", storage)
+    optuna.create_study(study_name="empty", storage=cli._storage.open_storage(storage, must_exist=True))
+    status, out, err = run("dashboard", "--storage", storage, "--publish-only")
+    assert (status, out) == (0, "")
+    assert "Published study 'build': 4 figures and notes." in err
+    assert "Study 'empty' has no scored trial" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "arguments are required: command"),
+        (["serach"], 2, "invalid choice"),
+        (["search"], 2, "arguments are required: space"),
+        (["search", "nothing"], 2, "there is no built-in space 'nothing'; there is nas_bench_201"),
+        (["search", "my_nets:build"], 2, "--input-shape is needed"),
+        (["search", "my_nets.py:build", "--input-shape", "3,8,8"], 2, "must name a module, not a file: my_nets:build"),
+        (["search", "no_such:build", "--input-shape", "3,8,8"], 1, "there is no module 'no_such'"),
+        (["search", "my_nets:nothing", "--input-shape", "3,8,8"], 1, "module 'my_nets' has no 'nothing'"),
+        (["search", "my_nets:number", "--input-shape", "3,8,8"], 1, "is a int, not a function"),
+        (["search", "nas_bench_201", "--trials", "0"], 2, "whole number of at least 1"),
+        (["search", "nas_bench_201", "--timeout", "soon"], 2, "a time above 0 such as 90, 15m or 2h"),
+        (["search", "nas_bench_201", "--budget", "-4"], 2, "a number above 0 such as 450M"),
+        (["search", "nas_bench_201", "--budget", "4Q"], 2, "a number above 0 such as 450M"),
+        (["search", "nas_bench_201", "--device", "tpu9"], 2, "device 'tpu9' is not usable"),
+        (["search", "nas_bench_201", "--proxies", "magic,complexity"], 2, "proxies must be"),
+        (["search", "nas_bench_201", "--storage", "nas.db"], 2, "--storage must be a URL"),
+        (["search", "nas_bench_201", "--storage", "nosql://x"], 1, "storage nosql://x cannot be opened"),
+        (["score", "my_nets:make"], 2, "--input-shape is needed"),
+        (["score", "my_nets:make", "--input-shape", "3,a"], 2, "positive whole numbers such as 3,32,32"),
+        (["score", "my_nets", "--input-shape", "3,8,8"], 2, "must be given as module:name"),
+        (["score", "my_nets:broken", "--input-shape", "3,8,8"], 1, "my_nets:broken() failed: TypeError"),
+        (["score", "my_nets:number", "--input-shape", "3,8,8"], 1, "neither a torch.nn.Module nor a function"),
+        (["score", "my_nets:make", "--input-shape", "5,8,8"], 1, "Sequential"),
+        (["top"], 1, "there is no file 'aznas.db'"),
+        (["top", "--format", "xml"], 2, "invalid choice: 'xml'"),
+        (["dashboard", "--port", "x"], 2, "whole number of at least 1"),
+    ],
+)
+def test_what_goes_wrong(run, arguments, status, message):
+    got, out, err = run(*arguments)
+    assert got == status, err
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_passwords_are_not_shown(run):
+    _, _, err = run("top", "--storage", "postgresql+nodriver://me:secret@host/db")
+    assert "secret" not in err
+
+
+def test_as_a_module_and_into_a_pipe(folder):
+    studies.four_objectives(f"sqlite:///{folder}/aznas.db", n=30)
+    command = f"{sys.executable} -m optuna_aznas top --format csv | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    first, status = done.stdout.splitlines()
+    assert first.startswith("place,number,score,expressivity")
+    assert status == "0"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("450M", 4.5e8), ("1.5g", 1.5e9), ("200k", 2e5), ("4.5e8", 4.5e8), ("1000", 1000.0)]
+)
+def test_budgets(text, value):
+    assert cli._options.budget(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), ("2h", 7200.0)])
+def test_times(text, value):
+    assert cli._options.seconds(text) == value
