@@ -44,16 +44,6 @@ def test_refine_by_hand(tmp_path):
     assert changes["findings"][1] == "0"
 
 
-def test_watch_in_dashboard(tmp_path):
-    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
-    printed = run(tmp_path, "watch_in_dashboard.py", "--trials", "26")
-    assert "optuna-dashboard sqlite:///watch.db" in printed
-    study = optuna.load_study(study_name="my_nets", storage=f"sqlite:///{tmp_path}/watch.db")
-    assert len(study.trials) == 26
-    attrs = study._storage.get_study_system_attrs(study._study_id)
-    assert "dashboard:plot_data:aznas-history:0" in attrs
-
-
 def test_rank_backbones(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     lines = run(tmp_path, "rank_backbones.py").splitlines()[1:]
@@ -62,3 +52,13 @@ def test_rank_backbones(tmp_path):
     ranks = [float(line[16:].split()[0]) for line in lines]
     assert ranks == sorted(ranks, reverse=True)
     assert names.index("residual") < names.index("bottleneck")
+
+
+def test_watch_in_dashboard(tmp_path):
+    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    printed = run(tmp_path, "watch_in_dashboard.py", "--trials", "26")
+    assert "optuna-dashboard sqlite:///watch.db" in printed
+    study = optuna.load_study(study_name="my_nets", storage=f"sqlite:///{tmp_path}/watch.db")
+    assert len(study.trials) == 26
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    assert "dashboard:plot_data:aznas-history:0" in attrs
