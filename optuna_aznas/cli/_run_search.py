@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -183,23 +188,26 @@ class _Run:
         self._failures = 0
         self._error: Exception | None = None
         self._finished = 0
+        self._interrupted = False
         self._bar = tqdm(total=self._trials, unit="net", file=sys.stderr, disable=options.quiet, dynamic_ncols=True)
 
     def optimize(self) -> int:
         """Search; return the exit status."""
         try:
-            self._study.optimize(
-                self._objective,
-                n_trials=self._trials,
-                timeout=self._timeout,
-                callbacks=[self._after_trial],
-                catch=(Exception,),
-            )
+            with self._interruptible():
+                self._study.optimize(
+                    self._objective,
+                    n_trials=self._trials,
+                    timeout=self._timeout,
+                    callbacks=[self._after_trial],
+                    catch=(Exception,),
+                )
         except KeyboardInterrupt:
-            self._bar.close()
+            self._interrupted = True
+        self._bar.close()
+        if self._interrupted:
             print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
             return 130
-        self._bar.close()
         if self._failures >= _MOST_FAILURES:
             raise CommandError(
                 f"{self._failures} networks in a row could not be scored. The last one: "
@@ -207,6 +215,28 @@ class _Run:
             )
         print(f"Scored {self._finished} networks.", file=sys.stderr)
         return 0
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let the first Ctrl-C finish the network at hand, so that no trial is left running; a second stops at once."""
+
+        def finish(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            # Not by print: it may just have been interrupted.
+            os.write(2, b"\nFinishing this network; Ctrl-C again to stop at once.\n")
+
+        before = signal.getsignal(signal.SIGINT)
+        # Other threads may not set handlers; and where interrupts are ignored, as under nohup, they stay so.
+        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+            yield
+            return
+        signal.signal(signal.SIGINT, finish)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         try:
@@ -226,7 +256,7 @@ class _Run:
         self._failures = self._failures + 1 if failed else 0
         self._finished += not failed
         self._bar.update()
-        if self._failures >= _MOST_FAILURES:
+        if self._failures >= _MOST_FAILURES or self._interrupted:
             study.stop()
         self._history.update(study)
         if len(self._history):
