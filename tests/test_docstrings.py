@@ -12,11 +12,11 @@ import re
 import pytest
 
 import optuna_aznas
-from optuna_aznas import aggregation, proxies, study
+from optuna_aznas import aggregation, dashboard, proxies, study, visualization
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (optuna_aznas, proxies, aggregation, study)
+    for module in (optuna_aznas, proxies, aggregation, study, visualization, dashboard)
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
 }

@@ -23,6 +23,10 @@ def test_importing_the_package_is_light():
     assert not {"torch", "plotly", "sklearn", "optuna"} & loaded_by("import optuna_aznas")
     for name in ("AZNASSampler", "AZNASPruner", "create_study", "record", "aggregate"):
         assert not {"torch", "plotly", "sklearn"} & loaded_by(f"from optuna_aznas import {name}")
+    assert not {"torch", "plotly", "optuna_dashboard"} & loaded_by(
+        "import optuna_aznas.visualization, optuna_aznas.dashboard"
+    )
+    assert not {"torch", "optuna", "plotly", "tqdm"} & loaded_by("import optuna_aznas.cli")
     assert "torch" in loaded_by("from optuna_aznas import ProxyEvaluator")
 
 
@@ -57,6 +61,9 @@ def imports_of(path):
             ),
         ),
         ("aggregation", ("torch.", "optuna.", "optuna_aznas.proxies", "optuna_aznas.study")),
+        # What looks on is used by nothing that is looked at; torch is loaded for a model only.
+        ("visualization", ("torch.", "optuna_aznas.proxies", "optuna_aznas.sampler", "optuna_aznas.dashboard")),
+        ("dashboard", ("torch.", "optuna_aznas.proxies", "optuna_aznas.sampler", "optuna_aznas.cli")),
         ("sampler", ("torch.", "optuna_aznas.proxies", "optuna_aznas.spaces")),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -175,19 +177,6 @@ def _words(key: str, value: Any) -> str:
     return f"no {option}" if value is None else f"{option} {shown}"
 
 
-@contextlib.contextmanager
-def _on_interrupt(handler: Callable[..., None]) -> Iterator[None]:
-    """Call ``handler`` on Ctrl-C while the body runs."""
-    if threading.current_thread() is not threading.main_thread():  # Python takes handlers there alone
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class _Run:
     """One run of a search, with its progress bar."""
 
@@ -204,14 +193,17 @@ class _Run:
 
     def optimize(self) -> int:
         """Search; return the exit status."""
-        with _on_interrupt(self._interrupt), contextlib.suppress(KeyboardInterrupt):
-            self._study.optimize(
-                self._objective,
-                n_trials=self._trials,
-                timeout=self._timeout,
-                callbacks=[self._after_trial],
-                catch=(Exception,),
-            )
+        try:
+            with self._interruptible():
+                self._study.optimize(
+                    self._objective,
+                    n_trials=self._trials,
+                    timeout=self._timeout,
+                    callbacks=[self._after_trial],
+                    catch=(Exception,),
+                )
+        except KeyboardInterrupt:
+            self._interrupted = True
         self._bar.close()
         if self._interrupted:
             print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
@@ -224,14 +216,27 @@ class _Run:
         print(f"Scored {self._finished} networks.", file=sys.stderr)
         return 0
 
-    def _interrupt(self, *_: object) -> None:
-        """Let the network at work be finished; a second time, stop at once.
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let the first Ctrl-C finish the network at hand, so that no trial is left running; a second stops at once."""
 
-        An exception that may come up anywhere can be lost (where Python cannot pass it on) or taken for another one.
-        """
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
+        def finish(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            # Not by print: it may just have been interrupted.
+            os.write(2, b"\nFinishing this network; Ctrl-C again to stop at once.\n")
+
+        before = signal.getsignal(signal.SIGINT)
+        # Other threads may not set handlers; and where interrupts are ignored, as under nohup, they stay so.
+        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+            yield
+            return
+        signal.signal(signal.SIGINT, finish)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         try:
