@@ -18,7 +18,6 @@ from optuna_aznas.aggregation.learned import complete_scores
 from optuna_aznas.sampler._candidates import Architecture, Candidate, CandidateScorer, Key
 from optuna_aznas.sampler._known import describe
 from optuna_aznas.sampler._presence import Presence
-from optuna_aznas.sampler._variation import inherit
 from optuna_aznas.sampler._view import StudyView
 
 #: One is chosen for training among the best by S of all candidates: at first from a quarter of them, from so many
@@ -28,14 +27,18 @@ _FIRST_SHARE, _ALL_AFTER, _FEWEST, _MOST = 0.25, 20, 20, 2000
 #: While too few trainings are there to learn from, one of so many best by S is trained.
 _START_TOP = 20
 
+#: How far the aggregation is trusted where it has the candidates' own scores, and where it has estimates, which are
+#: closer to each other.
+_TRUST, _TRUST_ESTIMATES = 0.5, 0.85
+
 #: The chance that a random one of them is trained after that: the model may be wrong.
 _EXPLORATION = 0.05
 
 #: Parents of candidates: so many of the best by what is expected of them.
 _PARENTS = 20
 
-#: Candidates that are kept for later, at most.
-_KEPT = 5000
+#: Candidates whose scores are kept, at most.
+_KEPT = 20_000
 
 #: Draws for each candidate that is wanted, before a small space is taken to be known to the last.
 _DRAWS = 4
@@ -44,7 +47,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 class LearnedSearch:
-    """Proposes architectures to train in one study. What it keeps is a cache: looked-at candidates and their scores.
+    """Proposes architectures to train in one study. What it keeps is a cache: scores of candidates.
 
     Args:
         scorer: Scores candidates; without one, their scores are estimated from those of trials.
@@ -56,15 +59,13 @@ class LearnedSearch:
         self._scorer = scorer
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
-        self._model = LearnedAggregation(exploring=True)
-        self._pool: dict[Key, Candidate] = {}
-        self._refused: set[Key] = set()  # those without scores
+        self._model = LearnedAggregation(exploring=True, correlation=_TRUST if scorer else _TRUST_ESTIMATES)
+        self._scored: dict[Key, dict[str, float] | None] = {}  # of candidates; None where score failed
         self._order: list[Architecture] = []  # parents, the best first
         self._space: dict[str, BaseDistribution] = {}
         self._encoder = Encoder({})
         self._rows: dict[object, _Floats] = {}  # of the encoder, by trial number or candidate
         self._presence, self._presence_of = Presence([]), 0
-        self._n_seen = 0  # trials whose architectures are no candidates any more
 
     def propose(
         self,
@@ -89,20 +90,10 @@ class LearnedSearch:
         if len(trials) >= 1.15 * self._presence_of:
             self._presence = Presence([_architecture(trial) for trial in trials[-500:]])
             self._presence_of = len(trials)
-        for trial in trials[self._n_seen :]:
-            self._pool.pop(_key(_architecture(trial)), None)
-        self._n_seen = len(trials)
-        if self._scorer is None:
-            self._pool.clear()
-        self._look(view, fixed, child, accept, rng)
-        candidates = list(self._pool.values())
-        if fixed:
-            candidates = [c for c in candidates if all(_same(c.params, name, fixed[name]) for name in fixed)]
+        candidates = self._look(view, fixed, child, accept, rng)
         for i in self._ranked(view, candidates, rng) if candidates else ():
             if not view.holds(candidates[i].params):
-                # What has come into the space, or has changed, since the candidate was looked at is drawn anew.
-                params = candidates[i].params
-                yield {name: inherit(params.get(name), distribution, rng) for name, distribution in space.items()}
+                yield {name: candidates[i].params[name] for name in space}
 
     def _look(
         self,
@@ -111,24 +102,32 @@ class LearnedSearch:
         child: Callable[[Sequence[Architecture]], dict[str, Any]],
         accept: Callable[[dict[str, Any]], bool],
         rng: np.random.Generator,
-    ) -> None:
-        """Add new candidates; with scores, if there is somebody to compute them."""
-        wanted = self._n_candidates
+    ) -> list[Candidate]:
+        """Return candidates; with scores, if there is somebody to compute them."""
+        found: dict[Key, Candidate] = {}
         parents = self._order or [Architecture(_architecture(t), t.distributions) for t in view.history.best(_PARENTS)]
         for draw in range(_DRAWS * self._n_candidates):
-            if not wanted:
+            if len(found) == self._n_candidates:
                 break
             params = {**child(parents if draw % 2 else ()), **fixed}
             asked = self._presence.present(params)
             key = _key(asked)
-            if key in self._pool or key in self._refused or view.holds(params) or not accept(dict(params)):
+            if key in found or view.holds(params) or not accept(dict(params)):
                 continue
-            scores = self._scorer(params, view.history.names) if self._scorer else {}
-            if scores is None:
-                self._refused.add(key)
-                continue
-            self._pool[key] = Candidate(params, asked, scores, key)
-            wanted -= 1
+            scores = self._scores(key, params, view.history.names)
+            if scores is not None:
+                found[key] = Candidate(params, asked, scores, key)
+        return list(found.values())
+
+    def _scores(self, key: Key, params: dict[str, Any], names: tuple[str, ...]) -> dict[str, float] | None:
+        """Return a candidate's scores, computed once; empty where nobody computes them, ``None`` where that failed."""
+        if self._scorer is None:
+            return {}
+        if key not in self._scored:
+            while len(self._scored) >= _KEPT:
+                del self._scored[next(iter(self._scored))]  # the oldest
+            self._scored[key] = self._scorer(params, names)
+        return self._scored[key]
 
     def _ranked(self, view: StudyView, candidates: list[Candidate], rng: np.random.Generator) -> list[int]:
         """Return positions of candidates, the one to train first."""
@@ -154,7 +153,6 @@ class LearnedSearch:
         at = np.concatenate([trained[-_MOST:], n + chosen])
         mean, std, best = self._model.predict(table, outcome, parameters, training, prior=s, at=at)
         self._remember_parents(trials, candidates, at, mean)
-        self._forget(candidates, own)
         if len(trained) < self._n_startup_trainings:
             few = own[:_START_TOP] if self._scorer else own
             return [*map(int, rng.permutation(few)), *map(int, own[_START_TOP:])]
@@ -195,11 +193,6 @@ class LearnedSearch:
             if len(self._order) == _PARENTS:
                 break
 
-    def _forget(self, candidates: list[Candidate], own: npt.NDArray[np.intp]) -> None:
-        """Drop the candidates that are lowest by S where there are too many."""
-        for i in own[_KEPT:]:
-            del self._pool[candidates[i].key]
-
 
 def expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
     """Return by how much results are expected to exceed ``best`` (Jones et al., 1998)."""
@@ -216,7 +209,3 @@ def _architecture(trial: FrozenTrial) -> dict[str, Any]:
 
 def _key(params: dict[str, Any]) -> Key:
     return frozenset(describe(params).items())
-
-
-def _same(params: dict[str, Any], name: str, value: Any) -> bool:
-    return name in params and repr(params[name]) == repr(value)

@@ -102,7 +102,7 @@ def test_scores_are_asked_for_once():
 
     run(az.AZNASSampler(seed=0, score=score, n_candidates=20), 20)
     assert len(asked) == len(set(asked))
-    assert 15 * 20 <= len(asked) <= 19 * 20
+    assert 10 * 20 <= len(asked) <= 19 * 20
 
 
 def test_a_score_that_fails_now_and_then():
@@ -212,7 +212,6 @@ def test_a_conditional_space(with_score):
 
 
 def test_a_parameter_that_is_new_to_the_study():
-    """Candidates that were looked at before it came are still good."""
 
     def objective(trial):
         params = {f"x{i}": trial.suggest_categorical(f"x{i}", CHOICES) for i in range(6)}
