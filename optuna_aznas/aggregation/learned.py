@@ -86,6 +86,7 @@ class LearnedAggregation:
         exploring: Expect larger linear effects of scores and parameters from the start. Few results then change the
             ranking more, often for the worse; but where it is wrong is found out sooner. For choosing what to train
             next, not for ranking.
+        correlation: What takes the place of 0.85 above: how far the aggregation is trusted, above 0 and at most 1.
 
     Example:
         >>> scores = [[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]
@@ -93,8 +94,11 @@ class LearnedAggregation:
         array([-0.82,  0.37,  0.37])
     """
 
-    def __init__(self, *, exploring: bool = False) -> None:
+    def __init__(self, *, exploring: bool = False, correlation: float = PRIOR_CORRELATION) -> None:
+        if not 0.0 < correlation <= 1.0:
+            raise ValueError(f"correlation must be above 0 and at most 1; got {correlation!r}.")
         self._exploring = exploring
+        self._correlation = correlation
         self._process: Process | None = None
         self._shape = (0, 0, 0)
         self._fitted_at = 0
@@ -130,11 +134,11 @@ class LearnedAggregation:
         ranks = rankdata(table, axis=0)
         s = _s(ranks) if prior is None else np.asarray(prior, dtype=np.float64)
         _check_length("prior", s, len(table), 1)
-        mean = PRIOR_CORRELATION * normal_scores(s)
+        mean = self._correlation * normal_scores(s)
         wanted = np.arange(len(table)) if at is None else np.asarray(at, dtype=np.intp)
         rows = np.flatnonzero(~np.isnan(known))
         if not _tell_anything(known[rows]):
-            spread = float(np.sqrt(1 - PRIOR_CORRELATION**2))
+            spread = float(np.sqrt(1 - self._correlation**2))
             return Prediction(mean[wanted], np.full(len(wanted), spread), -np.inf)
         process, x = self._condition(ranks, mean, known, rows, parameters, training)
         residual, std = process.predict(x[wanted])
@@ -173,10 +177,10 @@ class LearnedAggregation:
         ranks = rankdata(table, axis=0)
         s = np.sort(_s(ranks))
         ranks_of_further = _ranks_among(further, table)
-        prior = PRIOR_CORRELATION * normal_scores(_s(ranks))
+        prior = self._correlation * normal_scores(_s(ranks))
         process, x = self._condition(ranks, prior, known, rows, None, training, ranks_of_further)
         places = _ranks_among(_s(ranks_of_further, len(table))[:, np.newaxis], s[:, np.newaxis])[:, 0]
-        own = PRIOR_CORRELATION * ndtri((places - 0.5) / len(table))
+        own = self._correlation * ndtri((places - 0.5) / len(table))
         return own + process.sample(x[len(table) :], n, np.random.default_rng() if rng is None else rng)
 
     def _condition(
@@ -192,7 +196,7 @@ class LearnedAggregation:
         """Return the process, conditioned, and the networks' columns, those of ``further`` ranks last."""
         from optuna_aznas.aggregation._process import Process
 
-        y = _calibrated(results[rows], prior[rows] / PRIOR_CORRELATION)
+        y = _calibrated(results[rows], prior[rows] / self._correlation, self._correlation)
         residual = y - prior[rows]
         x, shape = _columns(ranks, parameters, training, rows, further)
         if self._process is None or shape != self._shape:
@@ -261,14 +265,14 @@ def _ranks_among(values: _Floats, table: _Floats) -> _Floats:
     return ranks
 
 
-def _calibrated(results: _Floats, z: _Floats) -> _Floats:
+def _calibrated(results: _Floats, z: _Floats, correlation: float) -> _Floats:
     """Return normal scores of results, moved and scaled to where those of all networks are to be expected.
 
     Networks are mostly trained because they rank high. With z their S as normal scores among all networks, results
-    among all networks have the mean 0.85 mean(z) and the variance 0.85^2 var(z) + 1 - 0.85^2.
+    among all networks have the mean rho mean(z) and the variance rho^2 var(z) + 1 - rho^2, rho being the correlation.
     """
-    spread = np.sqrt(PRIOR_CORRELATION**2 * (np.var(z) - 1.0) + 1.0)
-    return PRIOR_CORRELATION * float(np.mean(z)) + spread * normal_scores(results)
+    spread = np.sqrt(correlation**2 * (np.var(z) - 1.0) + 1.0)
+    return correlation * float(np.mean(z)) + spread * normal_scores(results)
 
 
 def _columns(

@@ -27,6 +27,10 @@ _FIRST_SHARE, _ALL_AFTER, _FEWEST, _MOST = 0.25, 20, 20, 2000
 #: While too few trainings are there to learn from, one of so many best by S is trained.
 _START_TOP = 20
 
+#: How far the aggregation is trusted where it has the candidates' own scores, and where it has estimates, which are
+#: closer to each other.
+_TRUST, _TRUST_ESTIMATES = 0.5, 0.85
+
 #: The chance that a random one of them is trained after that: the model may be wrong.
 _EXPLORATION = 0.05
 
@@ -55,7 +59,7 @@ class LearnedSearch:
         self._scorer = scorer
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
-        self._model = LearnedAggregation(exploring=True)
+        self._model = LearnedAggregation(exploring=True, correlation=_TRUST if scorer else _TRUST_ESTIMATES)
         self._scored: dict[Key, dict[str, float] | None] = {}  # of candidates; None where score failed
         self._order: list[Architecture] = []  # parents, the best first
         self._space: dict[str, BaseDistribution] = {}
