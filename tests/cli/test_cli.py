@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import csv
 import io
 import json
@@ -182,6 +183,8 @@ def test_interrupted(folder):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # more of them starve on a busy machine
+        # Where the tests themselves run in the background, interrupts are ignored, and so they would be here.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     finished = 0
