@@ -33,7 +33,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.trace import call_model, map_tensors, tensors_in
+from optuna_aznas.proxies.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.trace import call_model
 from optuna_aznas.proxies.weights import NORMS, WEIGHTED, Substitute, substituted
 
 #: Names of the proxies.
@@ -163,21 +164,22 @@ class ClassicProxies:
         found = torch.autograd.grad(loss, weights, create_graph=twice, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 
+    def _weights(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield each layer's weight with its place in the state; a tied one at each of its places."""
+        for module in self._model.modules():
+            i = self._places.get((id(module._parameters), "weight"))
+            if i is not None and isinstance(module, WEIGHTED):
+                yield i, self._state[i].tensor
+
     def _with_gradients(
         self, change: Callable[[Tensor], Tensor] = lambda w: w
     ) -> tuple[list[Substitute], list[Tensor]]:
         """Return the state with layers' weights (changed) that require a gradient, and these weights."""
         state, weights = list(self._state), {}
-        for module in self._model.modules():
-            if isinstance(module, WEIGHTED):
-                i = self._places.get((id(module._parameters), "weight"))
-                if i is None:
-                    continue
-                old = state[i].tensor
-                assert old is not None
-                if id(old) not in weights:
-                    weights[id(old)] = change(old.detach()).clone().requires_grad_()
-                state[i] = state[i]._replace(tensor=weights[id(old)])
+        for i, old in self._weights():
+            if id(old) not in weights:
+                weights[id(old)] = change(old.detach()).clone().requires_grad_()
+            state[i] = state[i]._replace(tensor=weights[id(old)])
         if not weights:
             raise ProxyEvaluationError(
                 f"{type(self._model).__name__} has no convolution or linear layer, whose weights these proxies look at."
@@ -211,14 +213,9 @@ class ClassicProxies:
         and e are drawn from N(0, 1), and a = 0.01.
         """
         state = list(self._state)
-        for module in self._model.modules():
-            if isinstance(module, WEIGHTED):
-                i = self._places.get((id(module._parameters), "weight"))
-                if i is not None:
-                    old = state[i].tensor
-                    assert old is not None
-                    normal = torch.randn(old.shape, generator=self._noise, device=old.device, dtype=old.dtype)
-                    state[i] = state[i]._replace(tensor=normal)
+        for i, old in self._weights():
+            normal = torch.randn(old.shape, generator=self._noise, device=old.device, dtype=old.dtype)
+            state[i] = state[i]._replace(tensor=normal)
 
         def noise(tensor: Tensor) -> Tensor:
             return torch.randn(tensor.shape, generator=self._noise, device=tensor.device, dtype=tensor.dtype)

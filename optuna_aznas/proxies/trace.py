@@ -24,9 +24,7 @@ from optuna_aznas.proxies import layout
 from optuna_aznas.proxies.blocks import has_children, has_weight
 from optuna_aznas.proxies.dataflow import Graph, gradient_nodes, node_of
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.nested import map_tensors as map_tensors
-from optuna_aznas.proxies.nested import replace_tensor
-from optuna_aznas.proxies.nested import tensors_in as tensors_in
+from optuna_aznas.proxies.nested import replace_tensor, tensors_in
 from optuna_aznas.proxies.record import Recorder, Result, heaviest
 from optuna_aznas.proxies.weights import Substitute, substituted
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optuna_aznas.proxies.trace import BlockPass, map_tensors
+from optuna_aznas.proxies.nested import map_tensors
+from optuna_aznas.proxies.trace import BlockPass
 
 #: Names of the proxies.
 TRANSFORMER_PROXIES = ("attention", "position", "token_interaction")
@@ -178,6 +178,8 @@ class PositionObserver:
 
 
 def _correlation(tokens: Tensor, places: Tensor) -> float:
+    from scipy.stats import spearmanr  # not needed to score with other proxies, and slow to import
+
     if not bool(torch.isfinite(tokens).all()):
         return math.nan
     own = tokens - tokens.mean(dim=0)
