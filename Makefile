@@ -51,26 +51,26 @@ docs: $(VENV)/.installed-dev
 bench: bench-ranking bench-speed bench-search bench-overhead bench-digits bench-learned bench-trainings
 
 bench-ranking: env
-	$(BIN)/python tests/benchmarks/ranking.py
+	$(BIN)/python benchmarks/ranking.py
 
 bench-search: env
-	$(BIN)/python -m tests.benchmarks.search
+	$(BIN)/python -m benchmarks.search
 
 bench-overhead: env
-	$(BIN)/python -m tests.benchmarks.overhead
+	$(BIN)/python -m benchmarks.overhead
 
 bench-digits: env
-	$(BIN)/python -m tests.benchmarks.digits
+	$(BIN)/python -m benchmarks.digits
 
 bench-learned: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.learned
-	$(BIN)/python -m tests.benchmarks.learned --plain
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learned
+	$(BIN)/python -m benchmarks.learned --plain
 
 bench-trainings: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.trainings
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trainings
 
 bench-speed: env
-	$(BIN)/python tests/benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from optuna_aznas import spaces as spaces
     from optuna_aznas import visualization as visualization
     from optuna_aznas.aggregation import aggregate as aggregate
-    from optuna_aznas.importance import ProxyImportance as ProxyImportance
-    from optuna_aznas.importance import proxy_importance as proxy_importance
     from optuna_aznas.proxies import ProxyEvaluationError as ProxyEvaluationError
     from optuna_aznas.proxies import ProxyEvaluator as ProxyEvaluator
     from optuna_aznas.proxies import ProxyScores as ProxyScores
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from optuna_aznas.study import leaderboard as leaderboard
     from optuna_aznas.study import rank_scores as rank_scores
     from optuna_aznas.study import record as record
+    from optuna_aznas.study.importance import ProxyImportance as ProxyImportance
+    from optuna_aznas.study.importance import proxy_importance as proxy_importance
 
 __version__ = "0.1.0"
 
@@ -36,14 +36,14 @@ _HOME = {
     "AZNASSampler": "sampler",
     "ProxyEvaluationError": "proxies",
     "ProxyEvaluator": "proxies",
-    "ProxyImportance": "importance",
+    "ProxyImportance": "study",
     "ProxyScores": "proxies",
     "aggregate": "aggregation",
     "best_trials": "study",
     "create_study": "study",
     "diagnose": "proxies",
     "leaderboard": "study",
-    "proxy_importance": "importance",
+    "proxy_importance": "study",
     "rank_scores": "study",
     "record": "study",
     "should_prune": "pruner",

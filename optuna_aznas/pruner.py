@@ -12,9 +12,9 @@ from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_aznas._arguments import check_callable, check_count
-from optuna_aznas._history import Aggregation, StudyHistory
-from optuna_aznas._reader import whole_study
-from optuna_aznas._records import recorded_scores
+from optuna_aznas.study.attributes import recorded_scores
+from optuna_aznas.study.history import Aggregation, StudyHistory
+from optuna_aznas.study.reader import whole_study
 
 
 class AZNASPruner(BasePruner):

@@ -70,9 +70,10 @@ def test_create_study_with_what_does_not_fit(tmp_path):
 
 
 def test_default_proxies_are_the_evaluators():
-    from optuna_aznas import proxies, study
+    from optuna_aznas import proxies
+    from optuna_aznas.study import ranking
 
-    assert study.DEFAULT_PROXIES == proxies.DEFAULT
+    assert ranking.DEFAULT_PROXIES == proxies.DEFAULT
 
 
 def test_ranking_equals_the_plain_formula():
@@ -189,7 +190,7 @@ def test_recorded_scores_rank_in_studies_with_objectives_of_their_own():
 
 
 def test_values_are_no_scores_once_a_trial_has_recorded():
-    from optuna_aznas._history import StudyHistory
+    from optuna_aznas.study.history import StudyHistory
 
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=az.AZNASSampler(seed=0))
     fill(study, 10)
@@ -229,7 +230,7 @@ def test_scores_written_by_hand_that_are_no_numbers_are_left_out_with_a_warning(
 
 def test_reading_bit_by_bit_equals_reading_at_once():
     """The sampler's running view of a study, with trials that finish out of order, against a fresh one."""
-    from optuna_aznas._history import StudyHistory
+    from optuna_aznas.study.history import StudyHistory
 
     study = az.create_study(proxies=["a", "b"])
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optuna_aznas.aggregation.history import RankHistory
+from optuna_aznas.aggregation.rank_history import RankHistory
 
 #: Leeway for rounding where a bound is compared with S.
 _ROUNDING = 1e-9

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from optuna_aznas.aggregation.rank import as_table, sum_log_ranks
 
 if TYPE_CHECKING:
-    from optuna_aznas.aggregation._process import Process
+    from optuna_aznas.aggregation.gaussian_process import Process
 
 _Floats = npt.NDArray[np.float64]
 
@@ -194,7 +194,7 @@ class LearnedAggregation:
         further: _Floats | None = None,
     ) -> tuple[Process, _Floats]:
         """Return the process, conditioned, and the networks' columns, those of ``further`` ranks last."""
-        from optuna_aznas.aggregation._process import Process
+        from optuna_aznas.aggregation.gaussian_process import Process
 
         y = _calibrated(results[rows], prior[rows] / self._correlation, self._correlation)
         residual = y - prior[rows]
@@ -233,7 +233,7 @@ def complete_scores(scores: npt.ArrayLike, known: npt.NDArray[np.bool_], paramet
     table = as_table(scores)
     if known.all() or not known.any():
         return table
-    from optuna_aznas.aggregation._process import interpolate
+    from optuna_aznas.aggregation.gaussian_process import interpolate
 
     x = np.hstack([_scaled(parameters.single, _SPREAD_PARAMETERS), _scaled(parameters.pooled, _SPREAD_POOLED)])
     rows = np.flatnonzero(known)

@@ -20,13 +20,13 @@ from torch import nn
 from tqdm import tqdm
 
 import optuna_aznas as az
-from optuna_aznas._history import StudyHistory
-from optuna_aznas._records import BUDGET_KEY
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
 from optuna_aznas.cli._output import print_leaderboard
 from optuna_aznas.cli._storage import open_storage
 from optuna_aznas.proxies import DEFAULT
+from optuna_aznas.study.attributes import BUDGET_KEY
+from optuna_aznas.study.history import StudyHistory
 
 #: User attribute of the study: how its networks are scored. Scores are compared, so this is the same throughout.
 SETTINGS_KEY = "aznas:search"

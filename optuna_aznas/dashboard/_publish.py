@@ -15,12 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas import visualization
 from optuna_aznas._arguments import check_count
-from optuna_aznas._records import BUDGET_KEY, recorded_scores, values_are_scores
 from optuna_aznas.dashboard._lease import publishing
 from optuna_aznas.dashboard._section import with_section
 from optuna_aznas.dashboard._study_note import study_note
 from optuna_aznas.dashboard._trial_note import trial_note
 from optuna_aznas.study import leaderboard
+from optuna_aznas.study.attributes import BUDGET_KEY, recorded_scores, values_are_scores
 from optuna_aznas.visualization._plotly import Figure, graph_objects
 from optuna_aznas.visualization._rank_against_value import has_trained_values
 from optuna_aznas.visualization._scored import ScoredTrials

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from optuna.study import StudyDirection
 
-from optuna_aznas._records import architecture_names
 from optuna_aznas.dashboard._markdown import number, plain, table
+from optuna_aznas.study.attributes import architecture_names
 from optuna_aznas.visualization._scored import ScoredTrials
 
 #: A proxy that makes up this share of what S falls short of 0 is named as the weak point.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.grids import on_one_grid, position_rows
-from optuna_aznas.proxies.trace import BlockPass
+from optuna_aznas.proxies.features.grids import on_one_grid, position_rows
+from optuna_aznas.proxies.features.trace import BlockPass
 
 Jacobian: TypeAlias = Literal["moment", "least-squares"]
 

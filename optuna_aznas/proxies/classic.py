@@ -33,9 +33,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.nested import map_tensors, tensors_in
-from optuna_aznas.proxies.trace import call_model
-from optuna_aznas.proxies.weights import NORMS, WEIGHTED, Substitute, substituted
+from optuna_aznas.proxies.features.trace import call_model
+from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.model.weights import NORMS, WEIGHTED, Substitute, substituted
 
 #: Names of the proxies.
 CLASSIC_PROXIES = (

@@ -15,13 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optuna_aznas.proxies import aznas
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES, AZNASObserver, BlockScores, Jacobian
-from optuna_aznas.proxies.blocks import BlockChoice, BlockPlan, candidates, plan_blocks
 from optuna_aznas.proxies.classic import CLASSIC_PROXIES, ClassicProxies
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, candidates, plan_blocks
+from optuna_aznas.proxies.features.trace import BlockPass, PassReport, run_blocks
+from optuna_aznas.proxies.features.wholegraph import NoGradientError, NotFoundError, run_whole
+from optuna_aznas.proxies.model.isolation import scoring_mode
+from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.model.weights import Substitute, is_transformer, substitute_state
 from optuna_aznas.proxies.scores import ProxyScores
-from optuna_aznas.proxies.state import scoring_mode
-from optuna_aznas.proxies.trace import BlockPass, PassReport, run_blocks
 from optuna_aznas.proxies.transformer import (
     TRANSFORMER_PROXIES,
     AttentionObserver,
@@ -29,8 +31,6 @@ from optuna_aznas.proxies.transformer import (
     TokenInteractionObserver,
     constant_batch,
 )
-from optuna_aznas.proxies.weights import Substitute, is_transformer, substitute_state
-from optuna_aznas.proxies.wholegraph import NoGradientError, NotFoundError, run_whole
 
 #: The proxies that are computed unless others are named.
 DEFAULT = AZNAS_PROXIES

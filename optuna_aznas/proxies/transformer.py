@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optuna_aznas.proxies.nested import map_tensors
-from optuna_aznas.proxies.trace import BlockPass
+from optuna_aznas.proxies.features.trace import BlockPass
+from optuna_aznas.proxies.model.nested import map_tensors
 
 #: Names of the proxies.
 TRANSFORMER_PROXIES = ("attention", "position", "token_interaction")

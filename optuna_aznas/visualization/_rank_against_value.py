@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import kendalltau, spearmanr
 
 from optuna_aznas._arguments import check_callable, check_count
-from optuna_aznas._records import recorded_scores
+from optuna_aznas.study.attributes import recorded_scores
 from optuna_aznas.visualization._plotly import (
     BLUE,
     GREEN,

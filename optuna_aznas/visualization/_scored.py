@@ -12,8 +12,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import rankdata
 
-from optuna_aznas._history import StudyHistory
-from optuna_aznas._records import is_feasible
+from optuna_aznas.study.attributes import is_feasible
+from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.visualization._plotly import counted
 
 _Floats = npt.NDArray[np.float64]

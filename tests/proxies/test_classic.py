@@ -12,7 +12,7 @@ from torch import nn
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
 from optuna_aznas.proxies import ALL_PROXIES
 from optuna_aznas.proxies.classic import CLASSIC_PROXIES, ClassicProxies, zico
-from optuna_aznas.proxies.weights import substitute_state
+from optuna_aznas.proxies.model.weights import substitute_state
 
 
 class Small(nn.Module):

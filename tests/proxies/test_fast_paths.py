@@ -15,7 +15,7 @@ from torch import nn
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator, spaces
 from optuna_aznas.proxies import aznas
 from optuna_aznas.proxies import evaluator as evaluator_module
-from optuna_aznas.proxies.trace import MacCounter
+from optuna_aznas.proxies.features.trace import MacCounter
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch, to_params
 from tests.proxies.test_agreement import ARCHS, ResNetish
 from tests.proxies.test_contracts import assert_same, random_states, snapshot

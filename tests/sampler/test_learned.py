@@ -16,9 +16,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import optuna_aznas as az
-from optuna_aznas._training import Encoder, hyperparameters, results
-from optuna_aznas.sampler._learned import expected_improvement
-from optuna_aznas.sampler._presence import Presence
+from optuna_aznas.sampler.bayesian import expected_improvement
+from optuna_aznas.sampler.conditional import Presence
+from optuna_aznas.study.encoding import Encoder, hyperparameters, results
 
 CHOICES = ("a", "b", "c", "d", "e")
 

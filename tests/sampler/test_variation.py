@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from optuna_aznas.sampler._variation import cross, mutate, sample_uniform
+from optuna_aznas.sampler.variation import cross, mutate, sample_uniform
 
 DISTRIBUTIONS = [
     CategoricalDistribution(("a", "b", None, 1.5, True)),

@@ -1,8 +1,8 @@
 """What choosing a trial costs, as a study grows, over what RandomSampler's trial costs.
 
     make bench-overhead
-    python -m tests.benchmarks.overhead --storages memory --sizes 1000 100000
-    python -m tests.benchmarks.overhead --learned
+    python -m benchmarks.overhead --storages memory --sizes 1000 100000
+    python -m benchmarks.overhead --learned
 
 The objective does nothing but suggest ten categorical parameters (9.8 million architectures: more than the largest
 study holds) and return four numbers. A study of each size is made once; the samplers then take turns at further trials

@@ -11,14 +11,14 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 
-from optuna_aznas._records import architecture_names, is_feasible
-from optuna_aznas._training import Encoder, hyperparameters, results
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
-from optuna_aznas.sampler._candidates import Architecture, Candidate, CandidateScorer, Key
-from optuna_aznas.sampler._known import describe
-from optuna_aznas.sampler._presence import Presence
-from optuna_aznas.sampler._view import StudyView
+from optuna_aznas.sampler.candidates import Architecture, Candidate, CandidateScorer, Key
+from optuna_aznas.sampler.conditional import Presence
+from optuna_aznas.sampler.duplicates import describe
+from optuna_aznas.sampler.view import StudyView
+from optuna_aznas.study.attributes import architecture_names, is_feasible
+from optuna_aznas.study.encoding import Encoder, hyperparameters, results
 
 #: One is chosen for training among the best by S of all candidates: at first from a quarter of them, from so many
 #: trainings on from all. At least, and at most so many are considered.

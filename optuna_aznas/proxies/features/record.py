@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from optuna_aznas.proxies.blocks import has_children, has_weight
-from optuna_aznas.proxies.dataflow import Node
-from optuna_aznas.proxies.nested import tensors_in
+from optuna_aznas.proxies.features.blocks import has_children, has_weight
+from optuna_aznas.proxies.features.dataflow import Node
+from optuna_aznas.proxies.model.nested import tensors_in
 
 
 @dataclasses.dataclass(frozen=True)

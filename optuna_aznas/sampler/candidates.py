@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 
-from optuna_aznas._records import as_numbers
+from optuna_aznas.study.attributes import as_numbers
 
 #: A function from an architecture's parameters to its scores.
 Score = Callable[[dict[str, Any]], Any]

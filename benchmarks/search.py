@@ -1,7 +1,7 @@
 """How quickly samplers find good architectures: NAS-Bench-201 as a study, its proxies read from a table.
 
     make bench-search
-    python -m tests.benchmarks.search --samplers AZNAS Random --seeds 40
+    python -m benchmarks.search --samplers AZNAS Random --seeds 40
 
 The pick of a search is the trial that ranks first by S among the trials of its own study. Prints its mean place (1 is
 the best) among all 15,625 architectures ranked by S, after so many trials, over several seeds.
@@ -22,8 +22,8 @@ import optuna
 from scipy.stats import rankdata
 
 import optuna_aznas as az
+from benchmarks.ranking import DATA, PROXIES, load_scores, macs
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_params, to_arch
-from tests.benchmarks.ranking import DATA, PROXIES, load_scores, macs
 
 CHECKPOINTS = (100, 300, 1000)
 

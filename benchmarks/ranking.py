@@ -1,7 +1,7 @@
 """How well the proxies rank NAS-Bench-201, and how well they agree with the reference scores.
 
     make bench-ranking                                   # the first 1,000 networks of the reference
-    python tests/benchmarks/ranking.py --networks all    # all 15,625; hours on a CPU, minutes on a GPU
+    python benchmarks/ranking.py --networks all    # all 15,625; hours on a CPU, minutes on a GPU
 
 Prints, for each proxy, Spearman's rho with the reference's scores of the same networks, and Kendall's tau and
 Spearman's rho of each proxy and of their aggregation with the true accuracies on the three data sets, beside what the
@@ -29,7 +29,7 @@ from optuna_aznas.spaces.nas_bench_201 import Network, all_architectures, from_a
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 
 PROXIES = ("expressivity", "progressivity", "trainability", "complexity")
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 TABLES = {"reference": "nb201_reference_scores.csv.gz", "table": "nb201_score_table.csv.gz"}
 
 
@@ -46,7 +46,8 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, tuple[float, ...
 
 def macs(arch: str) -> float:
     """Multiply-accumulates that depend on the architecture, in closed form: 15 cells of equal cost (the rest is
-    constant)."""
+    constant).
+    """
     cost = {"nor_conv_3x3": 9, "nor_conv_1x1": 1}
     return 15 * sum(cost.get(operation, 0) for operation in from_arch(arch)) * 16 * 16 * 32 * 32
 
@@ -109,7 +110,8 @@ def report(scored: dict[str, tuple[float, ...]], data: Path) -> None:
 
 def report_seeds(runs: list[dict[str, tuple[float, ...]]], data: Path) -> None:
     """Print how tau of the aggregation with CIFAR-10 accuracy varies from seed to seed, beside the reference's one
-    seed."""
+    seed.
+    """
     reference = load_scores(data) if (data / TABLES["reference"]).exists() else {}
     archs = [arch for arch in runs[0] if arch in reference] or list(runs[0])
     truth = [load_results("cifar10")[arch].accuracy for arch in archs]

@@ -1,7 +1,7 @@
 """A search of the MobileNetV2 space under a budget, for as long as is given.
 
-    python -m tests.benchmarks.mobilenet --seconds 300                 # 450 M multiply-accumulates at 224 x 224
-    python -m tests.benchmarks.mobilenet --seconds 300 --workers 8     # several processes on one GPU
+    python -m benchmarks.mobilenet --seconds 300                 # 450 M multiply-accumulates at 224 x 224
+    python -m benchmarks.mobilenet --seconds 300 --workers 8     # several processes on one GPU
 
 Prints networks a second, how many proposals were over the budget (none may be), and the best network.
 """

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_aznas._reader import TrialReader
-from optuna_aznas._records import SCORES_KEY, is_feasible, recorded_scores, values_are_scores
 from optuna_aznas.aggregation import BestShare, Leaders, RankHistory, aggregate
+from optuna_aznas.study.attributes import SCORES_KEY, is_feasible, recorded_scores, values_are_scores
+from optuna_aznas.study.reader import TrialReader
 
 #: A function from an (n, m) table of scores to S, shape (n,), bigger is better.
 Aggregation = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]

@@ -1,6 +1,6 @@
 """The trade behind the evaluator's defaults: ranking against time for each batch, estimate of the Jacobian, repeats.
 
-    python tests/benchmarks/trade.py --device cuda --workers 14
+    python benchmarks/trade.py --device cuda --workers 14
 
 Each setting scores the same networks once with each of several seeds. A repeat is one more seed averaged over, so the
 rows with more repeats average disjoint pairs and triples of these runs.
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
+from benchmarks.ranking import DATA
+from benchmarks.speed import architectures, describe_machine, score_arch, warm_pool
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201_results import load_results
-from tests.benchmarks.ranking import DATA
-from tests.benchmarks.speed import architectures, describe_machine, score_arch, warm_pool
 
 BATCHES = (8, 16, 32, 64)
 JACOBIANS = ("least-squares", "moment")

@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from optuna_aznas.proxies import layout
-from optuna_aznas.proxies.blocks import has_children, has_weight
-from optuna_aznas.proxies.dataflow import Graph, gradient_nodes, node_of
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.nested import replace_tensor, tensors_in
-from optuna_aznas.proxies.record import Recorder, Result, heaviest
-from optuna_aznas.proxies.weights import Substitute, substituted
+from optuna_aznas.proxies.features import layout
+from optuna_aznas.proxies.features.blocks import has_children, has_weight
+from optuna_aznas.proxies.features.dataflow import Graph, gradient_nodes, node_of
+from optuna_aznas.proxies.features.record import Recorder, Result, heaviest
+from optuna_aznas.proxies.model.nested import replace_tensor, tensors_in
+from optuna_aznas.proxies.model.weights import Substitute, substituted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Print the table of what block detection finds in models of the transformers package (docs/detected.rst).
 
-    python -m tests.benchmarks.detected > docs/detected.rst
+    python -m benchmarks.detected > docs/detected.rst
 
 The models are built from small configurations; nothing is downloaded.
 """

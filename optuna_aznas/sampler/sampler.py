@@ -19,13 +19,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_callable, check_count
-from optuna_aznas._history import Aggregation
-from optuna_aznas._reader import whole_study
-from optuna_aznas._records import SCORES_KEY
-from optuna_aznas.sampler._candidates import Architecture, CandidateScorer, Score
-from optuna_aznas.sampler._learned import LearnedSearch
-from optuna_aznas.sampler._variation import cross, inherit, mutate, sample_uniform
-from optuna_aznas.sampler._view import StudyView, fixed_params
+from optuna_aznas.sampler.bayesian import LearnedSearch
+from optuna_aznas.sampler.candidates import Architecture, CandidateScorer, Score
+from optuna_aznas.sampler.variation import cross, inherit, mutate, sample_uniform
+from optuna_aznas.sampler.view import StudyView, fixed_params
+from optuna_aznas.study.attributes import SCORES_KEY
+from optuna_aznas.study.history import Aggregation
+from optuna_aznas.study.reader import whole_study
 
 #: Candidates that are looked at, each of evolution and of uniform sampling, before a repeated architecture is accepted.
 _TRIES = 100

@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_aznas._records import architecture_names
 from optuna_aznas.aggregation import Parameters
+from optuna_aznas.study.attributes import architecture_names
 
 _Floats = npt.NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from optuna.samplers import PartialFixedSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_aznas._history import Aggregation, StudyHistory
-from optuna_aznas._records import ARCHITECTURE_KEY, architecture_names
-from optuna_aznas.sampler._known import Description, KnownArchitectures, describe
+from optuna_aznas.sampler.duplicates import Description, KnownArchitectures, describe
+from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_names
+from optuna_aznas.study.history import Aggregation, StudyHistory
 
 #: System attribute: the architecture that was proposed for a trial, for other workers to see before it is suggested.
 PROPOSAL_KEY = "aznas:proposal"

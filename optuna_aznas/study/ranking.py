@@ -15,10 +15,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_count
-from optuna_aznas._history import StudyHistory
-from optuna_aznas._records import is_feasible, record
 from optuna_aznas.pruner import AZNASPruner
 from optuna_aznas.sampler import AZNASSampler
+from optuna_aznas.study.attributes import is_feasible, record
+from optuna_aznas.study.history import StudyHistory
 
 __all__ = ["Leaderboard", "LeaderboardEntry", "best_trials", "create_study", "leaderboard", "rank_scores", "record"]
 

@@ -1,6 +1,6 @@
 """How the cost of scoring grows with batch, resolution, width and depth, up to a ResNet-50 at 224 x 224.
 
-python tests/benchmarks/growth.py
+python benchmarks/growth.py
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
+from benchmarks.speed import describe_machine, peak_resident_bytes
 from optuna_aznas import ProxyEvaluator
 from optuna_aznas.spaces.nas_bench_201 import Network
-from tests.benchmarks.speed import describe_machine, peak_resident_bytes
 
 #: A cell with each operation at least once.
 CELL = ("nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3", "skip_connect", "none", "nor_conv_3x3")

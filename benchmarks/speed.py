@@ -1,7 +1,7 @@
 """The evaluator at its defaults against the plain implementation: time, memory, and ranking, on the same networks.
 
     make bench-speed                                                     # on the CPU, about ten minutes on two cores
-    python tests/benchmarks/speed.py --device cuda --workers 1 2 4 8     # on a GPU, with throughput
+    python benchmarks/speed.py --device cuda --workers 1 2 4 8     # on a GPU, with throughput
 
 "package" is :class:`optuna_aznas.ProxyEvaluator` with every argument at its default, "plain" is ``tests/reference.py``
 with the settings of the paper (batch 64, moment). Their runs alternate, network by network. "Built" includes building
@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
+from benchmarks.ranking import DATA, TABLES, load_scores
 from optuna_aznas import ProxyEvaluator
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201 import Network, all_architectures, from_arch, to_arch
 from optuna_aznas.spaces.nas_bench_201_results import load_results
 from tests import reference
-from tests.benchmarks.ranking import DATA, TABLES, load_scores
 
 SHAPE = (3, 32, 32)
 FEATURES = ["stem", *(f"blocks.{i}" for i in range(17))]

@@ -1,7 +1,7 @@
 """How well proxies rank vision transformers: AutoFormer-Tiny, 200 networks that were trained one by one.
 
-    python -m tests.benchmarks.autoformer --workers 12                      # 224 x 224, 3 seeds; minutes on a GPU
-    python -m tests.benchmarks.autoformer --networks 40 --image-size 96 --seeds 1 --device cpu
+    python -m benchmarks.autoformer --workers 12                      # 224 x 224, 3 seeds; minutes on a GPU
+    python -m benchmarks.autoformer --networks 40 --image-size 96 --seeds 1 --device cpu
 
 The networks were trained as plain ViTs (heads as wide as the embedding divided by their number, no relative positions),
 and that is the network scored. Prints Kendall's tau and Spearman's rho with each column of accuracies, mean and
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from benchmarks.ranking import DATA
 from optuna_aznas.aggregation import aggregate
-from tests.benchmarks.ranking import DATA
 
 FILE = "autoformer_tiny_accuracy.json"
 AGGREGATIONS = {

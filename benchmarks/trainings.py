@@ -1,7 +1,7 @@
 """How many trainings it takes to find a good network: NAS-Bench-201 as a study that trains.
 
     make bench-trainings
-    python -m tests.benchmarks.trainings --datasets cifar10 --seeds 5 --jobs 16
+    python -m benchmarks.trainings --datasets cifar10 --seeds 5 --jobs 16
 
 Each trial is one training of the published 200 epochs; its value is the published validation accuracy (the mean over
 the trainings of that network). Prints the median, over the seeds, of the best accuracy after so many trainings, and of
@@ -35,9 +35,9 @@ import numpy as np
 import optuna
 
 import optuna_aznas as az
+from benchmarks.ranking import DATA, PROXIES, load_scores, macs
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_params, to_arch
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
-from tests.benchmarks.ranking import DATA, PROXIES, load_scores, macs
 
 CHECKPOINTS = (10, 20, 30, 50, 75, 100)
 TRAININGS = CHECKPOINTS[-1]

@@ -1,7 +1,7 @@
 """Features of a model whose module tree does not say where its blocks are: found, and scored, in one pass.
 
 The model is run once as a whole. Its features are tensors through which everything passes
-(:mod:`~optuna_aznas.proxies.dataflow`): behind the stem, and behind each piece of branches (a residual sum, a
+(:mod:`~optuna_aznas.proxies.features.dataflow`): behind the stem, and behind each piece of branches (a residual sum, a
 concatenation), or, where there are none, behind each layer with weights. As everything between two such tensors passes
 through them, the vector-Jacobian product from one to the next is the block's own, with nothing to cut.
 """
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optuna_aznas.proxies.blocks import has_children
-from optuna_aznas.proxies.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.nested import map_tensors, tensors_in
-from optuna_aznas.proxies.record import Call, Recorder, Result, heaviest
-from optuna_aznas.proxies.trace import BlockPass, MacCounter, PassReport, call_model, vector_jacobian_product
-from optuna_aznas.proxies.weights import Substitute, substituted
+from optuna_aznas.proxies.features.blocks import has_children
+from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
+from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
+from optuna_aznas.proxies.features.trace import BlockPass, MacCounter, PassReport, call_model, vector_jacobian_product
+from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
+from optuna_aznas.proxies.model.weights import Substitute, substituted
 
 #: Functions that look up rows of a table.
 _LOOKUPS = {

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_aznas._records import ARCHITECTURE_KEY, architecture_names
+from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_names
 
 #: An architecture as text: parameter name -> value. Categorical choices need not be hashable.
 Description = dict[str, str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from optuna.study import Study
 
-from optuna_aznas._history import StudyHistory
-from optuna_aznas._training import hyperparameters, results
 from optuna_aznas.aggregation.importance import ProxyImportance, shares
+from optuna_aznas.study.encoding import hyperparameters, results
+from optuna_aznas.study.history import StudyHistory
 
 __all__ = ["ProxyImportance", "proxy_importance"]
 

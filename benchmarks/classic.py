@@ -1,7 +1,7 @@
 """The field's proxies on NAS-Bench-201, each by itself and assembled.
 
-    python -m tests.benchmarks.classic --workers 12                          # 1,000 networks; minutes on a GPU
-    python -m tests.benchmarks.classic --networks 100 --device cpu
+    python -m benchmarks.classic --workers 12                          # 1,000 networks; minutes on a GPU
+    python -m benchmarks.classic --networks 100 --device cpu
 
 Prints Kendall's tau and Spearman's rho of every proxy with the validation accuracies of the three data sets beside
 published values (tau on CIFAR-10, all networks, on data rather than noise), and of the best aggregation against the
@@ -22,10 +22,10 @@ from typing import get_args
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from benchmarks.ranking import DATA, load_scores, read_table
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201 import Network, all_architectures, from_arch, to_arch
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
-from tests.benchmarks.ranking import DATA, load_scores, read_table
 
 #: Kendall's tau on CIFAR-10 as published (collected in the AZ-NAS and ZiCo papers).
 PUBLISHED = {

@@ -23,10 +23,10 @@ def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, dev
     afterwards.
 
     Parameters and buffers need no care here: scoring runs on substitutes
-    (:func:`~optuna_aznas.proxies.weights.substitute_state`). What remains is the mode of each module, torch's, numpy's
-    and Python's global random state (a model with dropout draws from it; inside, all three start from ``seed``), and
-    the settings that change results: gradient mode, autocast, and reduced precision of matrix products. Much of this is
-    global to the process, so threads take turns.
+    (:func:`~optuna_aznas.proxies.model.weights.substitute_state`). What remains is the mode of each module, torch's,
+    numpy's and Python's global random state (a model with dropout draws from it; inside, all three start from
+    ``seed``), and the settings that change results: gradient mode, autocast, and reduced precision of matrix products.
+    Much of this is global to the process, so threads take turns.
     """
     with _ONE_AT_A_TIME:
         modes = [(module, module.training) for module in modules]

@@ -1,7 +1,7 @@
 """How well trained networks improve the ranking: NAS-Bench-201, tau on the networks that were not trained.
 
     make bench-learned
-    python -m tests.benchmarks.learned --datasets cifar10 --draws 3 --jobs 16
+    python -m benchmarks.learned --datasets cifar10 --draws 3 --jobs 16
 
 All 15,625 networks are scored (the table of scores), k random ones are trained (their published validation accuracy is
 known), and all others are ranked. Prints Kendall's tau of that ranking with their accuracies: the mean and the worst
@@ -34,11 +34,11 @@ import numpy.typing as npt
 from optuna.distributions import CategoricalDistribution
 from scipy.stats import kendalltau, rankdata
 
-from optuna_aznas._training import Encoder
+from benchmarks.ranking import DATA, load_scores, macs
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_arch
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
-from tests.benchmarks.ranking import DATA, load_scores, macs
+from optuna_aznas.study.encoding import Encoder
 
 TRAINED = (0, 8, 16, 32, 64, 128, 256, 512)
 

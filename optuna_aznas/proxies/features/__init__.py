@@ -1,0 +1,1 @@
+"""Where features are: module tree, autograd graph, hooks and the pass itself."""

@@ -1,0 +1,1 @@
+"""Running a model and leaving it untouched: weights, isolation, nested inputs."""
