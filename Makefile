@@ -51,7 +51,7 @@ docs: $(VENV)/.installed-dev
 bench: bench-ranking bench-speed bench-search bench-overhead bench-digits bench-learned bench-trainings
 
 bench-ranking: env
-	$(BIN)/python benchmarks/ranking.py
+	$(BIN)/python -m benchmarks.ranking
 
 bench-search: env
 	$(BIN)/python -m benchmarks.search
@@ -70,7 +70,7 @@ bench-trainings: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trainings
 
 bench-speed: env
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ def search(path: str, worker: int, options: argparse.Namespace) -> None:
     evaluator = az.ProxyEvaluator((3, size, size), device=options.device)
 
     def objective(trial: optuna.Trial) -> az.ProxyScores:
-        return evaluator(az.spaces.mobilenet_v2(trial, device="meta"))
+        return evaluator(az.spaces.mobilenet_v2.build(trial, device="meta"))
 
     study = open_study(path, options, seed=worker)
     study.optimize(objective, timeout=options.seconds, catch=(az.ProxyEvaluationError,))

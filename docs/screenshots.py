@@ -33,7 +33,7 @@ def search(storage: str, n_trials: int) -> None:
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), seed=0)
 
     def objective(trial: optuna.Trial) -> float:
-        network = az.spaces.nas_bench_201(trial, device="meta")
+        network = az.spaces.nas_bench_201.build(trial, device="meta")
         az.record(trial, evaluator(network))
         if trial.should_prune():
             raise optuna.TrialPruned

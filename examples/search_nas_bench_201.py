@@ -29,7 +29,7 @@ def search(study: optuna.Study, seconds: float | None, trials: int | None, devic
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), device=device)
 
     def objective(trial: optuna.Trial) -> az.ProxyScores:
-        return evaluator(az.spaces.nas_bench_201(trial))
+        return evaluator(az.spaces.nas_bench_201.build(trial))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the progress bar

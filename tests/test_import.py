@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,40 @@ def test_importing_the_package_is_light():
 
 
 def test_public_names():
-    for name in optuna_aznas.__all__:
-        assert getattr(optuna_aznas, name) is not None
-    assert set(optuna_aznas.__all__) <= set(dir(optuna_aznas))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = optuna_aznas.nothing
+    for package in (optuna_aznas, optuna_aznas.study):
+        assert dir(package) == package.__all__
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = package.nothing
+    assert {"ProxyEvaluator", "create_study", "study", "proxies", "aggregation"} <= set(optuna_aznas.__all__)
+    assert not {"Any", "importlib", "annotations"} & set(dir(optuna_aznas))
+
+
+@pytest.mark.parametrize("path", ["proxies.find_blocks", "study.Leaderboard", "aggregation.aggregate"])
+def test_modules_are_attributes_without_an_import_of_their_own(path):
+    loaded_by(f"import optuna_aznas as az; az.{path}")
+
+
+def test_no_public_name_shadows_a_module():
+    modules = sorted(PACKAGE.rglob("*.py"))
+    for path in modules:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if parts[-1] == "__main__":  # runs the command
+            continue
+        module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+        if parts[-1] == "__init__":
+            continue
+        assert getattr(importlib.import_module(".".join(parts[:-1])), parts[-1]) is module
+    assert optuna_aznas.spaces.nas_bench_201.to_arch
+
+
+def test_stubs_are_packaged():
+    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
+        settings = tomllib.load(file)["tool"]["setuptools"]
+    assert settings["packages"]["find"] == {"include": ["optuna_aznas*"]}
+    packaged = {path for pattern in settings["package-data"]["optuna_aznas"] for path in PACKAGE.glob(pattern)}
+    assert packaged == {*PACKAGE.rglob("*.pyi"), PACKAGE / "py.typed"}
 
 
 def imports_of(path):

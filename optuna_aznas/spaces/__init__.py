@@ -1,4 +1,4 @@
-"""A trial becomes a model."""
+"""Search spaces. Each module has a ``build`` that suggests an architecture to a trial and returns its network."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from optuna_aznas.spaces.autoformer import Size, autoformer
-from optuna_aznas.spaces.mobilenet_v2 import MOBILENET_V2, mobilenet_v2, within_budget
-from optuna_aznas.spaces.nas_bench_201 import nas_bench_201
+from optuna_aznas.spaces import autoformer, mobilenet_v2, nas_bench_201
 
 __all__ = ["BUILT_IN", "BuiltIn", "autoformer", "mobilenet_v2", "nas_bench_201"]
 
@@ -31,21 +29,21 @@ class BuiltIn(NamedTuple):
     first: Mapping[str, Any] | None = None
 
 
-def _autoformer(size: Size) -> BuiltIn:
+def _autoformer(size: autoformer.Size) -> BuiltIn:
     def build(trial: Any, input_shape: tuple[int, ...]) -> nn.Module:
-        return autoformer(trial, size=size, image_size=input_shape[-1], device="meta")
+        return autoformer.build(trial, size=size, image_size=input_shape[-1], device="meta")
 
     return BuiltIn(build, (3, 224, 224))
 
 
 #: The built-in search spaces by name.
 BUILT_IN: dict[str, BuiltIn] = {
-    "nas_bench_201": BuiltIn(lambda trial, _: nas_bench_201(trial, device="meta"), (3, 32, 32)),
+    "nas_bench_201": BuiltIn(lambda trial, _: nas_bench_201.build(trial, device="meta"), (3, 32, 32)),
     "mobilenet_v2": BuiltIn(
-        lambda trial, _: mobilenet_v2(trial, device="meta"),
+        lambda trial, _: mobilenet_v2.build(trial, device="meta"),
         (3, 224, 224),
-        within_budget=lambda max_macs, input_shape: within_budget(max_macs, image_size=input_shape[-1]),
-        first=MOBILENET_V2,
+        within_budget=lambda max_macs, input_shape: mobilenet_v2.within_budget(max_macs, image_size=input_shape[-1]),
+        first=mobilenet_v2.MOBILENET_V2,
     ),
     "autoformer_tiny": _autoformer("tiny"),
     "autoformer_small": _autoformer("small"),

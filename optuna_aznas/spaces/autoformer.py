@@ -46,7 +46,7 @@ MAX_DISTANCE = 14
 _STD = 0.02
 
 
-def autoformer(
+def build(
     trial: optuna.trial.BaseTrial,
     *,
     size: Size = "tiny",

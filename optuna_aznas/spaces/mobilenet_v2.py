@@ -63,9 +63,7 @@ for _i, (_expansion, _width, _depth) in enumerate(
     MOBILENET_V2 |= {f"depth_{_i}": _depth, f"width_{_i}": _width, f"kernel_{_i}": 3, f"expansion_{_i}": _expansion}
 
 
-def mobilenet_v2(
-    trial: optuna.trial.BaseTrial, *, classes: int = 1000, device: torch.device | str | None = None
-) -> MobileNet:
+def build(trial: optuna.trial.BaseTrial, *, classes: int = 1000, device: torch.device | str | None = None) -> MobileNet:
     """Suggest a network of inverted bottlenecks and build it.
 
     Suggests ``stem_width``, ``head_width``, and for each of the seven stages ``i`` ``depth_i``, ``width_i``,
@@ -95,7 +93,7 @@ def mobilenet_v2(
 def from_params(
     params: Mapping[str, Any], *, classes: int = 1000, device: torch.device | str | None = None
 ) -> MobileNet:
-    """Build the network that a trial's ``params`` describe (see :func:`mobilenet_v2`)."""
+    """Build the network that a trial's ``params`` describe (see :func:`build`)."""
     stages = [
         Stage(params[f"depth_{i}"], params[f"width_{i}"], params[f"kernel_{i}"], params[f"expansion_{i}"], s.stride)
         for i, s in enumerate(STAGES)
@@ -107,7 +105,7 @@ def macs(params: Mapping[str, Any], *, image_size: int = 224, classes: int = 100
     """Return the multiply-accumulates of one image, in closed form.
 
     Args:
-        params: A trial's ``params`` (see :func:`mobilenet_v2`).
+        params: A trial's ``params`` (see :func:`build`).
         image_size: Height and width of the image.
         classes: Outputs of the classifier.
 

@@ -32,7 +32,7 @@ PARAMETERS = tuple(f"op_{i}_{j}" for i, j in EDGES)
 _ARCH = re.compile(r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|")
 
 
-def nas_bench_201(
+def build(
     trial: optuna.trial.BaseTrial,
     *,
     channels: int = 16,
@@ -95,7 +95,7 @@ def from_arch(arch: str) -> tuple[str, ...]:
 
 
 def from_params(params: dict[str, str]) -> tuple[str, ...]:
-    """Return the six operations that a trial's ``params`` hold (see :func:`nas_bench_201`)."""
+    """Return the six operations that a trial's ``params`` hold (see :func:`build`)."""
     return _checked([params[name] for name in PARAMETERS])
 
 

@@ -1,38 +1,9 @@
-"""What a trial carries and what a study says of its scored trials. Imports optuna, never torch."""
+"""What a trial stores, and the ranking of a study's scored trials. Imports optuna, never torch.
 
-from __future__ import annotations
+``__init__.pyi`` lists the public names. Each is loaded when it is first used: ``create_study`` imports the sampler and
+the pruner, which themselves import modules of this package.
+"""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from optuna_aznas import _lazy
 
-if TYPE_CHECKING:
-    from optuna_aznas.study.attributes import record as record
-    from optuna_aznas.study.importance import ProxyImportance as ProxyImportance
-    from optuna_aznas.study.importance import proxy_importance as proxy_importance
-    from optuna_aznas.study.ranking import Leaderboard as Leaderboard
-    from optuna_aznas.study.ranking import LeaderboardEntry as LeaderboardEntry
-    from optuna_aznas.study.ranking import best_trials as best_trials
-    from optuna_aznas.study.ranking import create_study as create_study
-    from optuna_aznas.study.ranking import leaderboard as leaderboard
-    from optuna_aznas.study.ranking import rank_scores as rank_scores
-
-_HOME = {
-    "Leaderboard": "ranking",
-    "LeaderboardEntry": "ranking",
-    "ProxyImportance": "importance",
-    "best_trials": "ranking",
-    "create_study": "ranking",
-    "leaderboard": "ranking",
-    "proxy_importance": "importance",
-    "rank_scores": "ranking",
-    "record": "attributes",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the sampler and the pruner, which create_study needs, themselves read a study's trials.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = _lazy.attach(__name__)

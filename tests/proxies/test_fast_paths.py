@@ -162,11 +162,11 @@ def test_a_network_without_weights_can_be_given_some():
     import optuna
 
     trial = optuna.trial.FixedTrial(to_params(from_arch(ARCHS[0])))
-    bare = spaces.nas_bench_201(trial, channels=4, cells=1, device="meta").to_empty(device="cpu")
+    bare = spaces.nas_bench_201.build(trial, channels=4, cells=1, device="meta").to_empty(device="cpu")
     for module in bare.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    ordinary = spaces.nas_bench_201(trial, channels=4, cells=1)
+    ordinary = spaces.nas_bench_201.build(trial, channels=4, cells=1)
     assert [p.shape for p in bare.parameters()] == [p.shape for p in ordinary.parameters()]
     for a, b in zip(bare.parameters(), ordinary.parameters(), strict=True):
         assert a.abs().max().item() == pytest.approx(b.abs().max().item(), rel=0.5)

