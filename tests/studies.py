@@ -10,6 +10,9 @@ from optuna.trial import TrialState
 
 import optuna_aznas as az
 
+#: Seconds after which a test that hangs ends with an error. No machine is so busy that a test reaches it.
+NEVER = 3600
+
 #: A study name and choices that would do something if they were taken for HTML, Markdown or mathematics.
 NASTY_NAME = "<img src=x onerror=alert(1)>"
 NASTY_CHOICES = ("<b>conv</b>", "a|b", "[x](javascript:alert(1))", "$x^2$ `code` **bold**", "%{x} {y}")

@@ -45,7 +45,7 @@ def page(missing):
 
 
 @pytest.fixture
-def dashboard(missing):
+def dashboard(missing, tmp_path):
     """Start optuna-dashboard on a storage URL; returns its address."""
     if importlib.util.find_spec("optuna_dashboard") is None:
         missing("optuna-dashboard is not installed (extra 'dashboard')")
@@ -57,17 +57,20 @@ def dashboard(missing):
             port = probe.getsockname()[1]
         code = "from optuna_dashboard._cli import main; main()"
         command = [sys.executable, "-W", "ignore", "-c", code, storage, "--host", "127.0.0.1", "--port", str(port)]
-        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        log = tmp_path / f"dashboard-{port}.log"
+        with log.open("w") as file:
+            server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+        servers.append(server)
         address = f"http://127.0.0.1:{port}"
-        for _ in range(150):
+        while server.poll() is None:
             try:
-                urllib.request.urlopen(address, timeout=1).close()
+                urllib.request.urlopen(address, timeout=60).close()
                 return address
             except OSError:
                 time.sleep(0.2)
-        raise TimeoutError("optuna-dashboard did not start")
+        raise ChildProcessError(f"optuna-dashboard did not start: {log.read_text()}")
 
     yield start
     for server in servers:
-        server.terminate()
-        server.wait(10)
+        server.kill()
+        server.wait()

@@ -45,7 +45,7 @@ def storage(request, tmp_path):
 
 
 def drawn(page, name):
-    page.wait_for_function(f"(id) => ({DRAWN})(id) !== null", arg=f"aznas-{name}", timeout=30_000)
+    page.wait_for_function(f"(id) => ({DRAWN})(id) !== null", arg=f"aznas-{name}", timeout=300_000)
     return page.evaluate(DRAWN, f"aznas-{name}")
 
 
@@ -81,7 +81,7 @@ def test_a_published_search(page, dashboard, storage):
     assert pairs["points"] == 6 * 48
     assert ranks["axes"] == 5
     assert ranks["without_webgl"] == 0
-    page.wait_for_function(CANVAS_IS_PAINTED, arg="aznas-ranks", timeout=10_000)
+    page.wait_for_function(CANVAS_IS_PAINTED, arg="aznas-ranks", timeout=300_000)
     assert cost["points"] == 48
     open_page(page, f"{address}/studies/{numbers['trained']}")
     assert drawn(page, "trained")["points"] > 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import io
@@ -12,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import optuna
 import pytest
@@ -21,7 +19,14 @@ import optuna_aznas as az
 from optuna_aznas import cli
 from tests import studies
 
-SPACE = """
+#: What the space ``announced`` prints before it builds the network of a trial.
+ANNOUNCED = "building network {}"
+
+SPACE = (
+    f"ANNOUNCED = {ANNOUNCED!r}"
+    + """
+import sys
+
 from torch import nn
 
 def build(trial):
@@ -31,6 +36,10 @@ def build(trial):
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+def announced(trial):
+    print(ANNOUNCED.format(trial.number), file=sys.stderr, flush=True)
+    return build(trial)
 
 def make():
     return build(type("T", (), {"suggest_int": lambda self, name, low, high, step=1: high})())
@@ -42,6 +51,7 @@ def broken(trial):
 
 number = 3
 """
+)
 
 
 @pytest.fixture
@@ -176,31 +186,36 @@ def test_a_space_that_fails(run, folder):
 
 
 def test_interrupted(folder):
-    command = [sys.executable, "-m", "optuna_aznas", "search", "my_nets:build", "--input-shape", "3,8,8"]
-    process = subprocess.Popen(
+    command = [sys.executable, "-m", "optuna_aznas", "search", "my_nets:announced", "--input-shape", "3,8,8"]
+    with subprocess.Popen(
         [*command, "--trials", "100000", "--device", "cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # more of them starve on a busy machine
-        # Where the tests themselves run in the background, interrupts are ignored, and so they would be here.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # several threads compete with other processes for the cores
+        # A test run in the background ignores interrupts, and its children would inherit that.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 300
-    finished = 0
-    while finished < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-        if (folder / "aznas.db").exists():
-            with contextlib.suppress(Exception):  # it is still being made
-                finished = len([t for t in study_of(folder).trials if t.values])
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    ) as process:
+        try:
+            # The search has handled three networks once it builds the fourth. If it ends early, its output ends.
+            err = ""
+            while ANNOUNCED.format(3) not in err:
+                line = process.stderr.readline()
+                err += line
+                assert line, f"the search ended with status {process.wait()} before the fourth network: {err}"
+            process.send_signal(signal.SIGINT)
+            err += process.stderr.read()
+            out = process.stdout.read()
+            process.wait()
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert "the same command goes on" in err
     assert "Traceback" not in err
     assert out.startswith("place  trial")
-    assert {trial.state.name for trial in study_of(folder).trials} == {"COMPLETE"}
+    trials = study_of(folder, "announced").trials
+    assert len(trials) >= 4
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
 
 
 def test_score(run, folder):

@@ -28,7 +28,7 @@ def postgres_server(missing):
 
     given = os.environ.get("AZNAS_TEST_POSTGRES")
     urls = [given] if given else [f"postgresql://postgres{p}@127.0.0.1:5432/postgres" for p in ("", ":postgres")]
-    url, reason = _first_reachable(urls, lambda url: psycopg.connect(url, connect_timeout=3).close())
+    url, reason = _first_reachable(urls, lambda url: psycopg.connect(url, connect_timeout=60).close())
     if url is None:
         missing(f"no PostgreSQL server ({reason})")
     return url
@@ -54,7 +54,7 @@ def redis_url(missing):
     import redis
 
     url = os.environ.get("AZNAS_TEST_REDIS", "redis://127.0.0.1:6379")
-    url, reason = _first_reachable([url], lambda url: redis.Redis.from_url(url, socket_connect_timeout=3).ping())
+    url, reason = _first_reachable([url], lambda url: redis.Redis.from_url(url, socket_connect_timeout=60).ping())
     if url is None:
         missing(f"no Redis server ({reason})")
     return url

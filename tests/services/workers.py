@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 import optuna_aznas as az
+from tests import studies
 
 OPERATIONS = ("none", "skip", "conv1", "conv3", "pool")
 PARAMETERS = tuple(f"edge{i}" for i in range(6))  # 15,625 architectures
@@ -20,7 +21,9 @@ PARAMETERS = tuple(f"edge{i}" for i in range(6))  # 15,625 architectures
 def open_storage(kind, place):
     """Open the storage of a kind ("url", "file", "redis", "grpc") at a place (a URL, a path, a port)."""
     if kind == "url":
-        return optuna.storages.RDBStorage(place)
+        # SQLite lets one process write at a time, and the others wait for it: by default 5 seconds at most.
+        waits = {"connect_args": {"timeout": studies.NEVER}} if place.startswith("sqlite:") else {}
+        return optuna.storages.RDBStorage(place, engine_kwargs=waits)
     if kind == "grpc":
         return optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=int(place))
     from optuna.storages import journal
@@ -35,6 +38,12 @@ def start(kind, place, name, seed, trials):
         [sys.executable, "-W", "ignore", "-m", __name__, kind, place, name, str(seed), str(trials)],
         cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def finish(process):
+    """Wait for a worker to end; an error with its messages if it failed."""
+    _, errors = process.communicate(timeout=studies.NEVER)
+    assert process.returncode == 0, errors
 
 
 def scores_of(params):
