@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import threading
 import time
 import warnings
 
@@ -21,8 +20,6 @@ optuna_dashboard = pytest.importorskip(
     "optuna_dashboard", reason="optuna-dashboard is not installed (extra 'dashboard')"
 )
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
-
-from plotly.graph_objects import Figure, Scatter  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -177,47 +174,23 @@ def test_budget_of_the_study():
     assert figures(study)["aznas-complexity"]["layout"]["shapes"][0]["x0"] == 1e7
 
 
-def test_many_at_once_leave_whole_figures(tmp_path, monkeypatch):
-    """Each worker draws a figure of its own; what is stored at the end is one of them, not a mixture."""
-    storage = f"sqlite:///{tmp_path}/nas.db"
-    name = studies.four_objectives(storage, n=40).study_name
-    errors = []
-    # The lease relies on writes that take less than _SETTLES, which a busy machine does not promise. Here workers ask
-    # for it one after the other.
-    asking = threading.Lock()
-    try_to_take = _lease._try_to_take
+def test_who_publishes_holds_the_lease_meanwhile(monkeypatch):
+    """Two workers that write one figure at the same time would leave a mixture of both."""
+    held_by_another = []
 
-    def one_asks(study, owner):
-        with asking:
-            return try_to_take(study, owner)
+    def figures_while_another_asks(study, budget):
+        with _lease.publishing(study, wait=False) as held:
+            held_by_another.append(held)
+        return {}
 
-    def figure_of_the_budget(study, budget):
-        return {"history": Figure(Scatter(y=[budget] * 3000))}
-
-    monkeypatch.setattr(_lease, "_try_to_take", one_asks)
+    monkeypatch.setattr(_publish, "_figures", figures_while_another_asks)
     monkeypatch.setattr(_lease, "_LASTS", math.inf)
-    monkeypatch.setattr(_publish, "_figures", figure_of_the_budget)
-
-    def work(budget):
-        try:
-            storage_of_worker = optuna.storages.RDBStorage(
-                storage, engine_kwargs={"connect_args": {"timeout": studies.NEVER}}
-            )
-            publish(optuna.load_study(study_name=name, storage=storage_of_worker), budget=budget)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(budget,)) for budget in (1, 2222, 333333)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    study = optuna.load_study(study_name=name, storage=storage)
-    values = figures(study)["aznas-history"]["data"][0]["y"]
-    assert len(values) == 3000
-    assert len(set(values)) == 1
-    assert note_of(study).count("(begin ") == 1
+    study = studies.four_objectives(n=10)
+    publish(study)
+    DashboardCallback(every=1)(study, study.trials[0])
+    assert held_by_another == [False, False]
+    with _lease.publishing(study, wait=False) as held:
+        assert held
 
 
 def test_one_at_a_time():
@@ -253,6 +226,17 @@ def test_the_lease_of_a_dead_worker_ends(monkeypatch):
     with _lease.publishing(study, wait=True) as held:
         assert held
     assert clock.now >= _lease._LASTS
+
+
+def test_publishing_waits_for_another_worker_to_finish(monkeypatch):
+    study = optuna.create_study()
+    clock = Clock()
+    monkeypatch.setattr(_lease, "time", clock)
+    assert _lease._try_to_take(study, "other")
+    clock.during_sleep = lambda: clock.now > 5.0 and _lease._owner(study) == "other" and _lease._write(study, None)
+    with _lease.publishing(study, wait=True) as held:
+        assert held
+    assert 5.0 < clock.now < 10.0
 
 
 def test_of_two_workers_that_ask_at_once_the_last_to_write_has_the_lease(monkeypatch):
