@@ -1,7 +1,7 @@
 """The command ``optuna-aznas``.
 
-Results go to standard output and nothing else does; what happens meanwhile goes to standard error. The exit status is 0
-if all went well, 1 for a failure, 2 for arguments that make no sense, 130 after an interrupt.
+Only results go to standard output; progress and messages go to standard error. The exit status is 0 for success, 1 for
+a failure, 2 for invalid arguments, 130 after an interrupt.
 """
 
 from optuna_aznas.cli._main import main

@@ -1,4 +1,4 @@
-"""What a command ends with when it cannot do what it was asked to."""
+"""Errors that end a command, with their exit status."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """Arguments that make no sense. Exit status 2."""
+    """Invalid arguments. Exit status 2."""
 
     status = 2

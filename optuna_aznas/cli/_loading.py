@@ -1,4 +1,4 @@
-"""Finds what ``module:name`` names."""
+"""Loads the object that ``module:name`` names."""
 
 from __future__ import annotations
 

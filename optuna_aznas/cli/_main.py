@@ -1,4 +1,4 @@
-"""Parsing of arguments, and what every command shares."""
+"""Parses the command line and runs the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ examples:
     optuna-aznas dashboard
 
 Each command has its own --help. Results go to standard output, progress and messages to standard error.
-exit status: 0 all went well, 1 a failure, 2 arguments that make no sense, 130 interrupted (Ctrl-C)"""
+exit status: 0 success, 1 failure, 2 invalid arguments, 130 interrupted (Ctrl-C)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-    except SystemExit as end:  # argparse has written what there is to say
+    except SystemExit as end:  # argparse has printed the message
         return int(end.code or 0)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
             return 130
-        except BrokenPipeError:  # whoever reads the output has had enough: `... | head`
+        except BrokenPipeError:  # the reader has closed the pipe, as in `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """A parser whose help may end with something that takes long to find out."""
+    """A parser that computes the end of its help only when the help is shown, as that may take long."""
 
     def format_help(self) -> str:
         details = self.get_default("details")

@@ -28,13 +28,13 @@ from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.study.attributes import BUDGET_KEY
 from optuna_aznas.study.history import StudyHistory
 
-#: User attribute of the study: how its networks are scored. Scores are compared, so this is the same throughout.
+#: User attribute of the study: how its networks are scored. It is the same for all, as their scores are compared.
 SETTINGS_KEY = "aznas:search"
 
 #: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
 COMPLEXITY_KEY = "aznas:complexity"
 
-#: A search ends when so many networks one after the other could not be scored.
+#: Number of networks in a row that may fail; then the search ends.
 _MOST_FAILURES = 5
 
 _Build = Callable[[Any], nn.Module]
@@ -241,7 +241,7 @@ class _Run:
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         try:
             scores = self._evaluator(self._build(trial))
-        except optuna.TrialPruned:  # the space has its own reasons
+        except optuna.TrialPruned:  # raised by the user's space
             raise
         except Exception as error:
             self._error = error

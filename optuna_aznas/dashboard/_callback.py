@@ -1,4 +1,4 @@
-"""Publishing while a study runs."""
+"""The callback that publishes a study while it is optimised."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from optuna_aznas.dashboard._publish import check_arguments, publish_now
 class DashboardCallback:
     """Publishes a study to optuna-dashboard while it runs: a callback for ``study.optimize``.
 
-    Any number of workers may have it: who finishes a trial whose turn it is publishes, unless another one is just doing
-    so. What fails in it is a warning and never stops the study.
+    Any number of workers may use it. After every ``every``-th trial, the worker that finished the trial publishes,
+    unless another worker is publishing at that moment. An error while publishing becomes a warning; the study goes on.
 
     Args:
-        every: Publish when so many further trials have finished, at least 1.
+        every: Number of trials between two publications, at least 1.
         n_best: As in :func:`publish`.
         metric_names: As in :func:`publish`.
         budget: As in :func:`publish`.
-        share: The share of a worker's time, above 0 and at most 1, that publishing may take. Where trials are finished
-            faster than that allows, some turns are left out.
+        share: The share of a worker's time, above 0 and at most 1, that publishing may take. If trials finish too
+            fast for that, some publications are skipped.
 
     Raises:
         ValueError: An argument is out of range.
@@ -60,7 +60,7 @@ class DashboardCallback:
         self._not_before = 0.0
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """Publish, if it is this trial's turn."""
+        """Publish after every ``every``-th trial."""
         start = time.monotonic()
         if (trial.number + 1) % self._every or start < self._not_before:
             return
@@ -68,7 +68,7 @@ class DashboardCallback:
             with publishing(study, wait=False) as allowed:
                 if allowed:
                     publish_now(study, **self._arguments)
-        except Exception as error:  # whatever it is, the search is worth more than its picture
+        except Exception as error:  # an error in publishing must not end the search
             warnings.warn(
                 f"Study {study.study_name!r} could not be published to optuna-dashboard at trial {trial.number}; the "
                 f"search goes on. {type(error).__name__}: {error}",

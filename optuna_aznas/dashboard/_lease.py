@@ -1,4 +1,4 @@
-"""One worker at a time publishes a study."""
+"""A lease in the study, so that one worker at a time publishes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from optuna.study import Study
 
-#: System attribute of the study: who publishes, and until when that is to be believed.
+#: System attribute of the study: the worker that publishes, and the time at which its lease ends.
 LEASE_KEY = "aznas:publishing"
 
-#: Seconds after which a worker that has not given its lease back is taken to be dead.
+#: Seconds that a lease lasts. A worker that has not returned it by then is taken to be dead.
 _LASTS = 60.0
 
 #: Seconds that a write may take to become visible to others.
@@ -22,16 +22,17 @@ _SETTLES = 0.1
 
 @contextmanager
 def publishing(study: Study, *, wait: bool) -> Iterator[bool]:
-    """Hold the lease on publishing; yields whether it was to be had.
+    """Hold the lease on publishing; yields whether this worker got it.
 
-    optuna-dashboard keeps a figure in many attributes of 2 KB. Two workers that write at the same time would leave a
-    mixture that is no figure at all. Storages know no locks, so this is Fischer's algorithm: write one's name where
-    there is none, wait until everyone else's write must have been seen, and go on if the name is still there. Should a
-    write take longer, the figures are mended when they are next published.
+    optuna-dashboard stores a figure in many attributes of 2 KB. Two workers that write one figure at the same time
+    leave a mixture of both, which cannot be drawn (in SQLite about every second time). Optuna's storages have no locks, so
+    this is Fischer's algorithm: write the worker's name if there is none, wait until the writes of all others are
+    visible, and go on if the name is still there. If a write takes longer than that, two workers may publish at once;
+    the next publication replaces what they wrote.
 
     Args:
         study: The study.
-        wait: Whether to wait for another one to finish; otherwise nothing is done while it does.
+        wait: Whether to wait while another worker holds the lease.
     """
     owner = uuid.uuid4().hex
     held = _try_to_take(study, owner)

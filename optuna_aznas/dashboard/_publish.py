@@ -1,4 +1,4 @@
-"""Publishing a study: what is written, and where."""
+"""Write a study's figures, leaderboard and notes to where optuna-dashboard reads them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def publish(
     is ours, and if you edit that, it is yours. It is safe while other workers run or publish.
 
     Args:
-        study: The study, in whatever storage.
+        study: The study, in any storage.
         n_best: Rows of the leaderboard, and trials with a note, at least 1.
         metric_names: What the objectives are called, where the study has no names for them yet. By default
             proxies' names, where every completed trial returned the scores that it recorded.
@@ -71,7 +71,7 @@ def publish(
 
 
 def check_arguments(n_best: int, budget: float | None) -> None:
-    """Raise what :func:`publish` raises for its arguments and for packages that are not there."""
+    """Check the arguments of :func:`publish`, and that optuna-dashboard and plotly are installed."""
     check_count("n_best", n_best)
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise ValueError(f"budget must be a number above 0, in multiply-accumulates; got {budget!r}.")
@@ -82,7 +82,7 @@ def check_arguments(n_best: int, budget: float | None) -> None:
 def publish_now(
     study: Study, *, n_best: int, metric_names: Sequence[str] | None, budget: float | None
 ) -> tuple[str, ...]:
-    """Publish without asking whether another one does."""
+    """Publish without taking the lease."""
     library = _optuna_dashboard()
     _name_metrics(study, metric_names)
     figures = _figures(study, budget)
@@ -133,7 +133,7 @@ def _name_metrics(study: Study, names: Sequence[str] | None) -> None:
 
 
 def _names_of_values(study: Study) -> list[str] | None:
-    """Return the proxies' names where each objective certainly is one, in that order."""
+    """Return the proxies' names, if every completed trial's values are the proxy scores that it recorded."""
     if not values_are_scores(study.directions):
         return None
     names: list[str] | None = None
@@ -156,8 +156,8 @@ def _update_note(where: Any, body: str | None) -> None:
 def _update_trial_notes(study: Study, notes: dict[int, str]) -> None:
     storage, study_id = study._storage, study._study_id
     before = storage.get_study_system_attrs(study_id).get(NOTED_KEY, [])
-    # Named before a note is written, and until it has been taken away: whenever this is cut short, the next time knows
-    # them all.
+    # A trial is listed before its note is written and until its note is removed. If this is interrupted, the next
+    # publication still knows every trial that may have a note.
     storage.set_study_system_attr(study_id, NOTED_KEY, sorted({*before, *notes}))
     trials = study.get_trials(deepcopy=False)
     for number in [*notes, *(number for number in before if number not in notes)]:
@@ -167,7 +167,7 @@ def _update_trial_notes(study: Study, notes: dict[int, str]) -> None:
 
 
 def _with_note(study: Study, trial: FrozenTrial) -> SimpleNamespace:
-    """Return what optuna-dashboard asks of a trial to write its note; a finished trial does not have it."""
+    """Return an object with the attributes that optuna-dashboard needs to write a note; a FrozenTrial lacks them."""
     return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
 
 

@@ -1,12 +1,12 @@
-"""A part of a note that is ours, between marks; the rest is the user's and stays as it is."""
+"""The section of a note that this package writes, between marks. The rest of the note is the user's."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 
-# A link definition that nothing refers to: Markdown shows nothing of it. (An HTML comment would be shown, as
-# optuna-dashboard allows no HTML.) The digest tells whether someone has edited what lies between the marks.
+# The marks are link definitions without a link, which Markdown does not show. (optuna-dashboard would show an HTML
+# comment.) The digest tells whether the text between the marks was edited.
 _BEGIN = "[optuna-aznas]: # (begin {digest})"
 _END = "[optuna-aznas]: # (end)"
 _SECTION = re.compile(

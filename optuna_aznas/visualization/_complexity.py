@@ -7,11 +7,9 @@ from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
 from optuna_aznas.visualization._plotly import (
-    GREEN,
     RED,
     Figure,
     axis,
-    compact,
     counted,
     empty_figure,
     graph_objects,
@@ -19,7 +17,7 @@ from optuna_aznas.visualization._plotly import (
     plain,
     shown_range,
 )
-from optuna_aznas.visualization._points import add_trials, in_density
+from optuna_aznas.visualization._points import add_best_line, add_trials, in_density
 from optuna_aznas.visualization._scored import ScoredTrials
 
 TITLE = "Complexity against aggregated rank"
@@ -79,7 +77,10 @@ def plot_complexity(
         log_x=log,
         y_range=bounds,
     )
-    _add_frontier(figure, scored, cost)
+    rows = np.flatnonzero(scored.complete)
+    if len(rows):
+        rows = rows[np.lexsort((-scored.scores[rows], cost[rows]))]
+        add_best_line(figure, cost[rows], scored.scores[rows], end=cost[rows][-1], name="best up to here")
     figure.update_layout(
         xaxis=axis(title_text=_unit(proxy), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
         yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds)),
@@ -93,22 +94,3 @@ def plot_complexity(
 
 def _unit(proxy: str) -> str:
     return "complexity (multiply-accumulates)" if proxy == "complexity" else plain(proxy)
-
-
-def _add_frontier(figure: Figure, scored: ScoredTrials, cost: np.ndarray) -> None:
-    rows = np.flatnonzero(scored.complete)
-    if not len(rows):
-        return
-    rows = rows[np.lexsort((-scored.scores[rows], cost[rows]))]
-    best = np.maximum.accumulate(scored.scores[rows])
-    steps = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
-    figure.add_trace(
-        graph_objects().Scatter(
-            x=compact(np.append(cost[rows][steps], cost[rows][-1])),
-            y=compact(np.append(best[steps], best[-1])),
-            mode="lines",
-            line={"shape": "hv", "color": GREEN, "width": 2.5},
-            name="best up to here",
-            hoverinfo="skip",
-        )
-    )

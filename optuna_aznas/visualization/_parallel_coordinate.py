@@ -16,7 +16,7 @@ from optuna_aznas.visualization._plotly import (
     plain,
     shown_range,
 )
-from optuna_aznas.visualization._scored import ScoredTrials, best_and_some
+from optuna_aznas.visualization._scored import ScoredTrials, best_and_some, drawn_remark
 
 TITLE = "Ranks under each proxy"
 
@@ -45,7 +45,6 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
     if not len(scored):
         return empty_figure(TITLE, "No scored trial yet.")
     rows = best_and_some(scored.scores, max(2, max_lines))
-    shown = f"{len(rows):,} drawn: the best and evenly some of the others" if len(rows) < len(scored) else ""
     n, ranks = len(scored), scored.ranks[rows]
     low, _ = shown_range(scored.scores)
     ticks = [1, n] if n > 1 else [1]
@@ -62,7 +61,9 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
         "tickvals": s_ticks.tolist(),
         "ticktext": [f"{tick:.1f}" for tick in s_ticks],
     }
-    figure = new_figure(TITLE, [*scored.summary(), shown, "the best has the highest rank"])
+    figure = new_figure(
+        TITLE, [*scored.summary(), drawn_remark(len(rows), len(scored)), "the best has the highest rank"]
+    )
     figure.add_trace(
         graph_objects().Parcoords(
             dimensions=[*dimensions, s_axis],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optuna_aznas.visualization._plotly import BLUE, GREY, ORANGE, RED, Figure, compact, graph_objects
+from optuna_aznas.visualization._plotly import BLUE, GREEN, GREY, ORANGE, RED, Figure, compact, graph_objects
 from optuna_aznas.visualization._scored import STATES, ScoredTrials
 
 _Floats = npt.NDArray[np.float64]
@@ -74,6 +74,33 @@ def add_trials(
                 hovertemplate=f"{hover}<extra>{state}</extra>",
             )
         )
+
+
+def add_best_line(
+    figure: Figure, x: npt.NDArray[Any], s: _Floats, *, end: float, name: str, hovertemplate: str | None = None
+) -> None:
+    """Draw the highest rank score so far as steps over x.
+
+    Args:
+        figure: The figure to draw on.
+        x: Shape (n,), ascending, n at least 1.
+        s: Rank scores, shape (n,).
+        end: Where the line ends.
+        name: Its name in the legend.
+        hovertemplate: Its hover text; by default it has none.
+    """
+    best = np.maximum.accumulate(s)
+    steps = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
+    figure.add_trace(
+        graph_objects().Scatter(
+            x=compact(np.append(x[steps], end)),
+            y=compact(np.append(best[steps], best[-1])),
+            mode="lines",
+            line={"shape": "hv", "color": GREEN, "width": 2.5},
+            name=name,
+            **({"hovertemplate": hovertemplate} if hovertemplate else {"hoverinfo": "skip"}),
+        )
+    )
 
 
 def in_density(n: int, limit: int) -> str:

@@ -25,7 +25,7 @@ from optuna_aznas.visualization._plotly import (
     plain,
     shown_range,
 )
-from optuna_aznas.visualization._scored import ScoredTrials, best_and_some
+from optuna_aznas.visualization._scored import ScoredTrials, best_and_some, drawn_remark
 
 _Floats = npt.NDArray[np.float64]
 
@@ -111,14 +111,13 @@ def _panels(scored: ScoredTrials, names: list[str], table: _Floats, correlation:
     m = len(names)
     pairs = list(itertools.combinations(range(m), 2))
     rows = best_and_some(scored.scores, max(2, max_points // len(pairs)))
-    shown = f"{len(rows):,} drawn: the best and evenly some of the others" if len(rows) < len(scored) else ""
     ranges = [shown_range(column) if np.isfinite(column).any() else (-1.0, 1.0) for column in table.T]
     lows, highs = np.array(ranges).T
     inset = 0.02 * (highs - lows)
     drawn = np.clip(table[rows], lows + inset, highs - inset)
     outside = np.any(drawn != table[rows], axis=1)
     remark = counted(int(np.count_nonzero(outside)), "with a score off the axes (grey, on the border)")
-    figure = new_figure(TITLE, [*scored.summary(), shown, remark])
+    figure = new_figure(TITLE, [*scored.summary(), drawn_remark(len(rows), len(scored)), remark])
     figure.update_layout(showlegend=False)
     size = (1.0 - _GAP * (m - 2)) / (m - 1)
     for panel, (column, row) in enumerate(pairs, start=1):

@@ -7,17 +7,15 @@ from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
 from optuna_aznas.visualization._plotly import (
-    GREEN,
     Figure,
     axis,
-    compact,
     counted,
     empty_figure,
     graph_objects,
     new_figure,
     shown_range,
 )
-from optuna_aznas.visualization._points import add_trials, in_density
+from optuna_aznas.visualization._points import add_best_line, add_trials, in_density
 from optuna_aznas.visualization._scored import ScoredTrials
 
 TITLE = "Search history"
@@ -60,28 +58,17 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
         hover="trial %{customdata}<br>S = %{y:.3f}",
         y_range=bounds,
     )
-    _add_best_so_far(figure, scored)
+    rows = np.flatnonzero(scored.complete)
+    if len(rows):
+        add_best_line(
+            figure,
+            scored.numbers[rows],
+            scored.scores[rows],
+            end=scored.numbers[-1],
+            name="best so far",
+            hovertemplate="trial %{x}<br>S = %{y:.3f}<extra>best so far</extra>",
+        )
     figure.update_layout(
         xaxis=axis(title_text="trial"), yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds))
     )
     return figure
-
-
-def _add_best_so_far(figure: Figure, scored: ScoredTrials) -> None:
-    rows = np.flatnonzero(scored.complete)
-    if not len(rows):
-        return
-    best = np.maximum.accumulate(scored.scores[rows])
-    steps = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
-    x = np.append(scored.numbers[rows][steps], scored.numbers[-1])
-    y = np.append(best[steps], best[-1])
-    figure.add_trace(
-        graph_objects().Scatter(
-            x=compact(x),
-            y=compact(y),
-            mode="lines",
-            line={"shape": "hv", "color": GREEN, "width": 2.5},
-            name="best so far",
-            hovertemplate="trial %{x}<br>S = %{y:.3f}<extra>best so far</extra>",
-        )
-    )

@@ -1,4 +1,4 @@
-"""What the figures show of a study: its scored trials by number, and how many of them are drawn one by one."""
+"""The scored trials of a study as the figures show them: ordered by number, each with its state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optuna_aznas.visualization._plotly import counted
 
 _Floats = npt.NDArray[np.float64]
 
-#: What becomes of a trial, in words; in the order in which it is drawn.
+#: States of a scored trial, in the order in which they are drawn.
 STATES = ("failed", "pruned", "not feasible", "complete")
 
 
@@ -29,10 +29,10 @@ class ScoredTrials:
     Attributes:
         names: The proxies.
         trials: The n trials.
-        table: Their scores, shape (n, m); NaN was replaced by ``-inf``.
+        table: Their proxy scores, shape (n, m); NaN was replaced by ``-inf``.
         scores: Their aggregated rank scores S, shape (n,).
         states: One of :data:`STATES` for each.
-        without: How many trials have no scores, by what became of them.
+        without: Number of trials without proxy scores, by state.
     """
 
     names: tuple[str, ...]
@@ -64,7 +64,7 @@ class ScoredTrials:
         return len(self.trials)
 
     def take(self, mask: npt.NDArray[np.bool_]) -> ScoredTrials:
-        """Return some of the trials; S stays as it is among all."""
+        """Return the trials that ``mask`` selects. Their rank scores S stay those among all trials."""
         return dataclasses.replace(
             self,
             trials=[trial for trial, taken in zip(self.trials, mask, strict=True) if taken],
@@ -85,25 +85,25 @@ class ScoredTrials:
 
     @property
     def complete(self) -> npt.NDArray[np.bool_]:
-        """Which trials a leaderboard would show: completed and feasible ones. Shape (n,)."""
+        """Whether each trial is completed and feasible, as on the leaderboard. Shape (n,)."""
         return self.states == "complete"
 
     def summary(self) -> list[str]:
-        """Return remarks on how many trials there are, and how many of them are not shown for want of scores."""
+        """Return remarks for a title: the number of scored trials, and of trials left out for lack of scores."""
         words = {"fail": "failed", "complete": "completed"}
         without = ", ".join(f"{count:,} {words.get(state, state)}" for state, count in sorted(self.without.items()))
         return [counted(len(self), "scored trials"), f"without scores: {without}" if without else ""]
 
 
 def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
-    """Choose which of many points to draw one by one: the best, and evenly some of the others.
+    """Choose the points to draw: the best half of ``limit``, and an even sample of the others.
 
     Args:
-        order_by: What ranks them, shape (n,), bigger is better.
-        limit: How many to choose, at least 2; all, if there are no more.
+        order_by: The value to rank by, shape (n,), bigger is better.
+        limit: Number of points to choose, at least 2. All are chosen if there are no more.
 
     Returns:
-        Positions, ascending by ``order_by``, so that the best are drawn last. Half are the best ones.
+        Positions, ascending by ``order_by``, so that the best are drawn last and lie on top.
     """
     order = np.argsort(order_by, kind="stable")
     if len(order) <= limit:
@@ -112,6 +112,11 @@ def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
     others = order[: len(order) - best]
     evenly = np.linspace(0, len(others) - 1, limit - best).round().astype(int)
     return np.concatenate([others[evenly], order[len(order) - best :]])
+
+
+def drawn_remark(n_drawn: int, n: int) -> str:
+    """Return a remark for a title that says how :func:`best_and_some` chose, or nothing where all are drawn."""
+    return f"{n_drawn:,} drawn: the best and evenly some of the others" if n_drawn < n else ""
 
 
 def _state(trial: FrozenTrial) -> str:
