@@ -25,10 +25,11 @@ def publishing(study: Study, *, wait: bool) -> Iterator[bool]:
     """Hold the lease on publishing; yields whether this worker got it.
 
     optuna-dashboard stores a figure in many attributes of 2 KB. Two workers that write one figure at the same time
-    leave a mixture of both, which cannot be drawn (in SQLite about every second time). Optuna's storages have no locks, so
-    this is Fischer's algorithm: write the worker's name if there is none, wait until the writes of all others are
-    visible, and go on if the name is still there. If a write takes longer than that, two workers may publish at once;
-    the next publication replaces what they wrote.
+    leave a mixture of both, which cannot be drawn; in SQLite that happens about every second time.
+
+    Optuna's storages have no locks, so this is Fischer's algorithm: write the worker's name if there is none, wait
+    until the writes of all others are visible, and go on if the name is still there. If a write takes longer than that,
+    two workers may publish at once; the next publication replaces what they wrote.
 
     Args:
         study: The study.
