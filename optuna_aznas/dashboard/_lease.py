@@ -10,6 +10,8 @@ from typing import Any
 
 from optuna.study import Study
 
+from optuna_aznas._optuna import get_study_system_attr, set_study_system_attr
+
 #: System attribute of the study: who publishes, and until when that is to be believed.
 LEASE_KEY = "aznas:publishing"
 
@@ -54,9 +56,9 @@ def _try_to_take(study: Study, owner: str) -> bool:
 
 
 def _owner(study: Study) -> str | None:
-    lease: dict[str, Any] | None = study._storage.get_study_system_attrs(study._study_id).get(LEASE_KEY)
+    lease: dict[str, Any] | None = get_study_system_attr(study, LEASE_KEY)
     return lease["owner"] if lease and time.time() < lease["until"] else None
 
 
 def _write(study: Study, lease: dict[str, Any] | None) -> None:
-    study._storage.set_study_system_attr(study._study_id, LEASE_KEY, lease)
+    set_study_system_attr(study, LEASE_KEY, lease)
