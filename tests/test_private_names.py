@@ -18,16 +18,14 @@ def is_private(name):
 def private_attributes(path):
     """Names of private attributes of anything but self."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and is_private(node.attr):
-            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
-                yield node.attr
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) not in ("self", "cls"):
+            yield node.attr
 
 
 def private_imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "optuna":
-            if any(is_private(part) for part in [*node.module.split("."), *(alias.name for alias in node.names)]):
-                yield f"{node.module}: {[alias.name for alias in node.names]}"
+            yield from filter(is_private, [*node.module.split("."), *(alias.name for alias in node.names)])
 
 
 def test_optunas_private_names_stand_in_one_file():

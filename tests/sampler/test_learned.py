@@ -206,7 +206,7 @@ def test_a_conditional_space(with_score):
     score = (lambda params: proxies(*build(optuna.trial.FixedTrial(params)))) if with_score else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # score never lacks a parameter once the first trials have shown them all
-        warnings.filterwarnings("ignore", message="score failed .*is not found")
+        warnings.filterwarnings("ignore", message="candidate_scorer failed .*is not found")
         study = run(az.AZNASSampler(seed=0, candidate_scorer=score, n_candidates=40), 50, function=objective)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     late = [trial.params["depth"] for trial in study.trials[25:]]
