@@ -65,6 +65,7 @@ class StudyHistory:
         self.names: tuple[str, ...] = ()
         self.trials: list[FrozenTrial] = []
         self.feasible: list[bool] = []
+        self._numbers: list[int] = []  # of the trials
         self._table = _GrowingTable()
         self._n_unscored: Counter[TrialState] = Counter()  # of finished trials
         self._some_feasible = False
@@ -119,8 +120,8 @@ class StudyHistory:
         tolerated = int(_TOLERATED_GROWTH * len(self)) if len(self) > _ALWAYS_RANKED else 0
         if len(self) - self._n_ordered > tolerated:
             rows = np.flatnonzero(self.feasible) if self._some_feasible else np.arange(len(self))
-            numbers = np.array([self.trials[i].number for i in rows], dtype=int)
-            self._order = rows[np.lexsort((numbers, -self.rank_scores()[rows]))].tolist()
+            numbers = np.array(self._numbers, dtype=int)
+            self._order = rows[np.lexsort((numbers[rows], -self.rank_scores()[rows]))].tolist()
             self._n_ordered = len(self)
         return [self.trials[i] for i in self._order[:n]]
 
@@ -157,6 +158,7 @@ class StudyHistory:
                 continue
             rows.append([scores[name] for name in self.names])
             self.trials.append(trial)
+            self._numbers.append(trial.number)
             self.feasible.append(is_feasible(trial))
         if rows:
             self._table.extend(np.array(rows, dtype=np.float64))
