@@ -304,7 +304,7 @@ def test_as_a_module_and_into_a_pipe(folder):
     command = f"{sys.executable} -m optuna_aznas top --format csv | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     first, status = done.stdout.splitlines()
-    assert first.startswith("place,number,score,expressivity")
+    assert first.startswith("place,number,rank_score,expressivity")
     assert status == "0"
     assert done.stderr == ""
 
