@@ -37,7 +37,7 @@ METHODS: dict[str, Callable[[int], tuple[BaseSampler, BasePruner]]] = {
     "TPE + Hyperband": lambda seed: (TPESampler(seed=seed), HyperbandPruner(1, EPOCHS)),
     "AZNAS, then Hyperband": lambda seed: (
         az.AZNASSampler(hyperparameter_sampler=TPESampler(seed=seed), seed=seed),
-        az.AZNASPruner(then=HyperbandPruner(1, EPOCHS)),
+        az.AZNASPruner(training_pruner=HyperbandPruner(1, EPOCHS)),
     ),
     "AZNAS, no early stop": lambda seed: (
         az.AZNASSampler(hyperparameter_sampler=TPESampler(seed=seed), seed=seed),

@@ -40,7 +40,10 @@ def open_study(path: str, options: argparse.Namespace, seed: int) -> optuna.Stud
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
     accept = within_budget(options.budget, image_size=options.image_size)
     return az.create_study(
-        study_name="mobilenet", storage=storage, load_if_exists=True, sampler=az.AZNASSampler(accept=accept, seed=seed)
+        study_name="mobilenet",
+        storage=storage,
+        load_if_exists=True,
+        sampler=az.AZNASSampler(candidate_filter=accept, seed=seed),
     )
 
 

@@ -11,7 +11,7 @@ RandomSampler's, after one trial of each sampler in which it reads the study, wh
 takes longer than a second over a trial is left out of larger studies.
 
 With --learned the studies are ones that train: a tenth of the trials are trained, the others were scored and pruned.
-``score`` costs nothing here; 200 candidates are looked at for each trial.
+``candidate_scorer`` costs nothing here; 200 candidates are drawn for each trial.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def measure_learned(trained: int, scored: int, trials: int) -> None:
         return scores_of(params)["p"]
 
     line = f"{trained:>9,d}{scored:>9,d}"
-    for score in (scores_of, None):
-        study.sampler = az.AZNASSampler(seed=0, score=score)
+    for scorer in (scores_of, None):
+        study.sampler = az.AZNASSampler(seed=0, candidate_scorer=scorer)
         times = []
         for _ in range(trials + 1):
             start = time.perf_counter()
@@ -171,7 +171,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if arguments.learned:
         print("Milliseconds a trial of AZNASSampler in a study that trains: median, longest, first")
-        print(f"{'trained':>9s}{'scored':>9s}" + "".join(f"{name:>16s}{'':20s}" for name in ("with score", "without")))
+        print(f"{'trained':>9s}{'scored':>9s}" + "".join(f"{name:>16s}{'':20s}" for name in ("with scorer", "without")))
         for trained, scored in ((10, 100), (100, 1_000), (1_000, 10_000)):
             measure_learned(trained, scored, arguments.trials)
         return

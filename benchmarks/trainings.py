@@ -7,8 +7,9 @@ Each trial is one training of the published 200 epochs; its value is the publish
 the trainings of that network). Prints the median, over the seeds, of the best accuracy after so many trainings, and of
 the trainings until it was within 0.3 points of the best there is; a search that did not get there counts as 101.
 
-* AZNAS + score: ``score`` looks candidates up in the table of untrained scores: 200 networks for each training.
-* AZNAS: without ``score``; what is known are the scores of the networks that were trained.
+* AZNAS + scorer: ``candidate_scorer`` looks up candidates in the table of proxy scores: 200 networks for each
+  training.
+* AZNAS: without ``candidate_scorer``; all that is known are the scores of the networks that were trained.
 * AZNAS + pruner: the same with AZNASPruner, which sees a network's scores before it is trained, and stops three of
   four. Only what it lets through is a training.
 * Regularised evolution (Real et al., AAAI 2019): the oldest of the population dies; the best of a random sample is
@@ -110,7 +111,7 @@ def optimize(
 
 def with_score(seed: int, data: Path) -> az.AZNASSampler:
     scores = proxies(data)
-    return az.AZNASSampler(seed=seed, score=lambda params: scores[to_arch(from_params(params))])
+    return az.AZNASSampler(seed=seed, candidate_scorer=lambda params: scores[to_arch(from_params(params))])
 
 
 OPTUNA: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -118,7 +119,7 @@ OPTUNA: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "TPE": lambda seed: optuna.samplers.TPESampler(multivariate=True, seed=seed),
     "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
 }
-OURS = ("AZNAS + score", "AZNAS", "AZNAS + pruner")
+OURS = ("AZNAS + scorer", "AZNAS", "AZNAS + pruner")
 SAMPLERS = (*OURS, *OPTUNA, "Evolution")
 
 
@@ -129,7 +130,7 @@ def run(name: str, dataset: Dataset, seed: int, data: Path, population: int = 20
     no_pruner = optuna.pruners.NopPruner()
     if name in OPTUNA:
         return optimize(OPTUNA[name](seed), no_pruner, dataset, data, record=False)
-    sampler = with_score(seed, data) if name == "AZNAS + score" else az.AZNASSampler(seed=seed)
+    sampler = with_score(seed, data) if name == "AZNAS + scorer" else az.AZNASSampler(seed=seed)
     pruner = az.AZNASPruner() if name == "AZNAS + pruner" else no_pruner
     return optimize(sampler, pruner, dataset, data, record=True)
 

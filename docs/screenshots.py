@@ -44,7 +44,7 @@ def search(storage: str, n_trials: int) -> None:
         storage=storage,
         direction="maximize",
         sampler=az.AZNASSampler(seed=0),
-        pruner=az.AZNASPruner(keep=0.5),
+        pruner=az.AZNASPruner(keep_fraction=0.5),
     )
     study.set_metric_names(["CIFAR-10 accuracy"])
     study.optimize(objective, n_trials=n_trials, show_progress_bar=True)

@@ -109,7 +109,7 @@ def main() -> None:
     study = optuna.create_study(
         direction="maximize",
         sampler=az.AZNASSampler(hyperparameter_sampler=optuna.samplers.TPESampler(seed=0), seed=0),
-        pruner=az.AZNASPruner(keep=0.25, then=optuna.pruners.HyperbandPruner(1, EPOCHS)),
+        pruner=az.AZNASPruner(keep_fraction=0.25, training_pruner=optuna.pruners.HyperbandPruner(1, EPOCHS)),
     )
     study.optimize(objective, n_trials=arguments.trials, show_progress_bar=True)
     trained = sum(bool(trial.intermediate_values) for trial in study.trials)

@@ -55,7 +55,7 @@ def report(study: optuna.Study, storage: str) -> None:
     )
     for entry in board:
         arch = to_arch(from_params(entry.params))
-        line = f"{entry.place:>2}  {entry.number:>5}  {entry.score:6.2f}"
+        line = f"{entry.place:>2}  {entry.number:>5}  {entry.rank_score:6.2f}"
         for dataset in DATASETS:
             accuracy = results[dataset][arch].accuracy
             line += f"  {accuracy:5.2f} ({place(accuracy, dataset):>5}.)".rjust(18)

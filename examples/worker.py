@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the workers are what runs in parallel; threads of all of them would hinder each other
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), seed=0)  # the same seed everywhere: scores are compared
     study = az.create_study(study_name=arguments.study, storage=open_storage(arguments.storage), load_if_exists=True)
-    study.optimize(lambda trial: evaluator(az.spaces.nas_bench_201(trial)), n_trials=arguments.trials)
+    study.optimize(lambda trial: evaluator(az.spaces.nas_bench_201.build(trial)), n_trials=arguments.trials)
     print(az.leaderboard(study, n=5))
 
 

@@ -14,8 +14,8 @@ def scores_of(x):
     return {"p": x, "q": -abs(x - 700)}
 
 
-def test_it_prunes_what_ranks_below_keep():
-    pruner = az.AZNASPruner(keep=0.3, n_startup_trials=10)
+def test_it_prunes_what_ranks_below_keep_fraction():
+    pruner = az.AZNASPruner(keep_fraction=0.3, n_startup_trials=10)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
 
     def objective(trial):
@@ -37,7 +37,7 @@ def test_it_prunes_what_ranks_below_keep():
 
 def test_the_same_answer_in_a_multi_objective_study():
     study = optuna.create_study(
-        directions=["maximize", "minimize"], pruner=az.AZNASPruner(keep=0.5, n_startup_trials=4)
+        directions=["maximize", "minimize"], pruner=az.AZNASPruner(keep_fraction=0.5, n_startup_trials=4)
     )
     for x in (100, 200, 300, 400):
         trial = study.ask()
@@ -51,7 +51,7 @@ def test_the_same_answer_in_a_multi_objective_study():
     assert az.should_prune(bad)
     with pytest.raises(NotImplementedError):
         bad.should_prune()
-    single = optuna.create_study(pruner=az.AZNASPruner(keep=0.5, n_startup_trials=1))
+    single = optuna.create_study(pruner=az.AZNASPruner(keep_fraction=0.5, n_startup_trials=1))
     for x, expected in ((2, False), (1, True), (3, False)):
         trial = single.ask()
         az.record(trial, {"p": x})
@@ -79,7 +79,7 @@ def test_then_decides_once_values_are_reported():
             decisions.append(dict(trial.intermediate_values))
             return trial.last_step == 2
 
-    study = optuna.create_study(pruner=az.AZNASPruner(keep=0.01, n_startup_trials=1, then=Then()))
+    study = optuna.create_study(pruner=az.AZNASPruner(keep_fraction=0.01, n_startup_trials=1, training_pruner=Then()))
     trial = study.ask()
     az.record(trial, {"p": 1.0})
     study.tell(trial, 0.0)
@@ -93,7 +93,7 @@ def test_then_decides_once_values_are_reported():
 
 
 def test_without_scores_or_with_others_nothing_is_pruned():
-    study = optuna.create_study(pruner=az.AZNASPruner(keep=0.1, n_startup_trials=1))
+    study = optuna.create_study(pruner=az.AZNASPruner(keep_fraction=0.1, n_startup_trials=1))
     assert not study.ask().should_prune()
     trial = study.ask()
     az.record(trial, {"p": 1.0})
@@ -104,7 +104,7 @@ def test_without_scores_or_with_others_nothing_is_pruned():
 
 
 def test_keep_everything():
-    study = optuna.create_study(pruner=az.AZNASPruner(keep=1.0, n_startup_trials=1))
+    study = optuna.create_study(pruner=az.AZNASPruner(keep_fraction=1.0, n_startup_trials=1))
     for x in (3, 2, 1):
         trial = study.ask()
         az.record(trial, {"p": x})
@@ -115,11 +115,11 @@ def test_keep_everything():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keep": 0.0}, "keep must be a share above 0 and at most 1; got 0.0"),
-        ({"keep": 1.5}, "keep must be a share"),
-        ({"keep": "half"}, "keep must be a share"),
+        ({"keep_fraction": 0.0}, "keep_fraction must be above 0 and at most 1; got 0.0"),
+        ({"keep_fraction": 1.5}, "keep_fraction must be"),
+        ({"keep_fraction": "half"}, "keep_fraction must be"),
         ({"n_startup_trials": 0}, "n_startup_trials must be an integer of at least 1"),
-        ({"then": "hyperband"}, "then must be an Optuna pruner"),
+        ({"training_pruner": "hyperband"}, "training_pruner must be an Optuna pruner"),
         ({"aggregation": 1}, "aggregation must be callable"),
     ],
 )

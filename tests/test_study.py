@@ -71,9 +71,9 @@ def test_create_study_with_what_does_not_fit(tmp_path):
 
 def test_default_proxies_are_the_evaluators():
     from optuna_aznas import proxies
-    from optuna_aznas.study import ranking
+    from optuna_aznas.study import create
 
-    assert ranking.DEFAULT_PROXIES == proxies.DEFAULT
+    assert create.DEFAULT_PROXIES == proxies.DEFAULT
 
 
 def test_ranking_equals_the_plain_formula():
@@ -87,10 +87,10 @@ def test_ranking_equals_the_plain_formula():
     assert [entry.number for entry in board] == order[:7]
     assert [entry.place for entry in board] == [1, 2, 3, 4, 5, 6, 7]
     first = board[0]
-    assert first.score == pytest.approx(expected[order[0]])
-    assert tuple(first.proxies.values()) == first.values == tuple(study.trials[order[0]].values)
-    assert list(first.proxies) == study.metric_names
-    assert board.to_dicts()[0]["params_x"] == first.params["x"]
+    assert first.rank_score == pytest.approx(expected[order[0]])
+    assert tuple(first.proxy_scores.values()) == first.values == tuple(study.trials[order[0]].values)
+    assert list(first.proxy_scores) == study.metric_names
+    assert board.as_dicts()[0]["params_x"] == first.params["x"]
     lines = str(board).splitlines()
     assert len(lines) == 8
     assert lines[0].split() == ["place", "trial", "S", *study.metric_names, "params"]
@@ -148,12 +148,12 @@ def test_record_takes_proxy_scores():
 @pytest.mark.parametrize(
     ("scores", "error", "message"),
     [
-        ({}, ValueError, "scores is empty"),
-        ({"a": "good"}, ValueError, r"scores\['a'\] must be a number; got 'good'"),
-        ({"a": None}, ValueError, r"scores\['a'\] must be a number"),
-        ({1: 2.0}, ValueError, "scores must have proxy names as keys; got 1"),
+        ({}, ValueError, "proxy_scores is empty"),
+        ({"a": "good"}, ValueError, r"proxy_scores\['a'\] must be a number; got 'good'"),
+        ({"a": None}, ValueError, r"proxy_scores\['a'\] must be a number"),
+        ({1: 2.0}, ValueError, "proxy_scores must have proxy names as keys; got 1"),
         ({"": 2.0}, ValueError, "proxy names as keys"),
-        ([1.0, 2.0], TypeError, "scores must be ProxyScores or a mapping .* got list"),
+        ([1.0, 2.0], TypeError, "proxy_scores must be ProxyScores or a mapping .* got list"),
         (3.0, TypeError, "got float"),
     ],
 )
@@ -213,7 +213,9 @@ def test_trials_that_scored_other_proxies_are_left_out_with_a_warning():
         trial = study.ask()
         az.record(trial, scores)
         study.tell(trial, 0.0)
-    with pytest.warns(UserWarning, match=r"Trial 1 scored \['a'\], the study's trials before it \['a', 'b'\]"):
+    with pytest.warns(
+        UserWarning, match=r"Trial 1 has proxy scores \['a'\], the study's trials before it \['a', 'b'\]"
+    ):
         assert set(az.rank_scores(study)) == {0, 2}
 
 
@@ -223,7 +225,9 @@ def test_scores_written_by_hand_that_are_no_numbers_are_left_out_with_a_warning(
         trial = study.ask()
         trial.set_user_attr("aznas:scores", value)
         study.tell(trial, 0.0)
-    with pytest.warns(UserWarning, match=r"Trial . has .* Put scores on a trial with optuna_aznas.record") as warned:
+    with pytest.warns(
+        UserWarning, match=r"Trial . has .* Put proxy scores on a trial with optuna_aznas.record"
+    ) as warned:
         assert set(az.rank_scores(study)) == {4}
     assert len(warned) == 4
 
@@ -244,7 +248,7 @@ def test_reading_bit_by_bit_equals_reading_at_once():
         _, unfinished = history.update(study)
         assert {t.number for t in unfinished} == {t.number for t in running}
         fresh = az.rank_scores(study)
-        assert {t.number: s for t, s in zip(history.trials, history.scores(), strict=True)} == fresh
+        assert {t.number: s for t, s in zip(history.trials, history.rank_scores(), strict=True)} == fresh
 
 
 def test_a_study_is_read_once(monkeypatch):

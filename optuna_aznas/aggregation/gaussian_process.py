@@ -1,4 +1,4 @@
-"""The Gaussian process behind the learned ranking. Imports scikit-learn, so it is itself imported on first use only."""
+"""Process: the Gaussian process of the learned ranking. Imports scikit-learn, so it is imported on first use only."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Kernel,
 
 _Floats = npt.NDArray[np.float64]
 
-#: Log-normal priors of the hyperparameters (mean and standard deviation of the logarithm). Those of the variances lie
-#: low: the process departs from its prior mean where the results' evidence outweighs them. The results are in units
-#: of their own standard deviation.
-_OFFSET = (-1.0, 1.5)
-_LINEAR = (-6.0, 1.0)
-_LINEAR_EXPLORING = (-2.0, 1.0)
-_SCORES = (-5.0, 1.0)
-_JOINT = (-3.0, 1.0)
-_TRAINING = (-3.0, 1.5)
-_LENGTH = (0.7, 0.7)
-_NOISE = (-3.5, 1.0)
+# Log-normal priors of the kernel's hyperparameters: mean and standard deviation of the logarithm. The variances are in
+# units of the trained values' variance. Their priors favour small values, so that the process departs from its prior
+# mean only where the evidence of the trained values outweighs them.
+_OFFSET = (-1.0, 1.5)  # variance of the offset
+_LINEAR = (-6.0, 1.0)  # variance of the linear terms
+_LINEAR_EXPLORING = (-2.0, 1.0)  # the same, if exploring
+_SCORES = (-5.0, 1.0)  # variance of the Matern term in proxy scores, beside a joint one
+_JOINT = (-3.0, 1.0)  # variance of the Matern term in all that is known of the architecture
+_HYPERPARAMETERS = (-3.0, 1.5)  # variance of the Matern term in hyperparameters
+_LENGTH = (0.7, 0.7)  # length scales
+_NOISE = (-3.5, 1.0)  # variance of the noise
 
-#: Hyperparameters lie within so many standard deviations of their prior's mean.
-_REACH = 4.0
-
-_JITTER = 1e-8
+_REACH = 4.0  # hyperparameters lie within this many standard deviations of their prior's mean
+_JITTER = 1e-8  # added to the kernel matrix's diagonal for numerical stability
 
 
 class Columns(Kernel):  # type: ignore[misc]  # scikit-learn has no types
@@ -35,8 +33,8 @@ class Columns(Kernel):  # type: ignore[misc]  # scikit-learn has no types
 
     Args:
         kernel: The kernel.
-        start: The first of the columns.
-        stop: The first column after them.
+        start: Index of the first of the columns.
+        stop: Index after the last of them.
     """
 
     def __init__(self, kernel: Any, start: int, stop: int) -> None:
@@ -74,20 +72,23 @@ class Columns(Kernel):  # type: ignore[misc]  # scikit-learn has no types
 class Process:
     """A Gaussian process of mean 0 over the blocks of columns that describe networks.
 
-    Its kernel is a sum: an offset; linear in scores; linear in parameters; Matern-5/2 in scores; Matern-5/2 in scores
-    and parameters together; Matern-5/2 in how a network was trained; noise. Hyperparameters maximise the marginal
-    likelihood times their log-normal priors.
+    The kernel is a sum of terms with a variance each: an offset; linear in proxy scores; linear in parameters;
+    Matern-5/2 in proxy scores; Matern-5/2 in proxy scores and parameters together; Matern-5/2 in hyperparameters;
+    noise. Each Matern term has one length scale for all of its columns. Variances and length scales are chosen by
+    maximum a posteriori: they maximise the marginal likelihood times their log-normal priors.
 
     Args:
-        scores: Columns of the first block.
-        parameters: Columns of the second block; 0 leaves its terms out.
-        training: Columns of the third block; 0 leaves its term out.
-        exploring: Whether the linear terms are given more room.
+        proxy_scores: Number of columns of the first block.
+        parameters: Number of columns of the second block; 0 leaves its terms out.
+        hyperparameters: Number of columns of the third block; 0 leaves its term out.
+        exploring: Whether the linear terms' prior allows larger variances.
     """
 
-    def __init__(self, scores: int, parameters: int = 0, training: int = 0, *, exploring: bool = False) -> None:
+    def __init__(
+        self, proxy_scores: int, parameters: int = 0, hyperparameters: int = 0, *, exploring: bool = False
+    ) -> None:
         linear_prior = _LINEAR_EXPLORING if exploring else _LINEAR
-        both = scores + parameters
+        architecture = proxy_scores + parameters
         terms: list[Any] = []
         priors: list[tuple[float, float]] = []
 
@@ -105,13 +106,14 @@ class Process:
             return DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
 
         add(_OFFSET)
-        add(linear_prior, linear(), 0, scores)
-        add(_SCORES if parameters else _JOINT, matern(), 0, scores)
+        add(linear_prior, linear(), 0, proxy_scores)
+        add(_SCORES if parameters else _JOINT, matern(), 0, proxy_scores)
         if parameters:
-            add(linear_prior, linear(), scores, both)
-            add(_JOINT, matern(), 0, both)
-        if training:
-            add(_TRAINING, matern(), both, both + training)
+            add(linear_prior, linear(), proxy_scores, architecture)
+            add(_JOINT, matern(), 0, architecture)
+        width = architecture + hyperparameters
+        if hyperparameters:
+            add(_HYPERPARAMETERS, matern(), architecture, width)
         priors.append(_NOISE)
         kernel = WhiteKernel(np.exp(_NOISE[0]), _bounds(_NOISE))
         for term in reversed(terms):
@@ -119,14 +121,14 @@ class Process:
         self._kernel = kernel
         self._priors = np.array(priors)
         self._regressor: Any = None
-        self.width = both + training
+        self.width = width
 
     def fit(self, x: _Floats, y: _Floats, max_iterations: int = 40) -> None:
-        """Choose hyperparameters, starting from those that were chosen last.
+        """Choose the kernel's hyperparameters, starting from those that were chosen last.
 
         Args:
             x: Networks, shape (k, columns).
-            y: Their results, shape (k,).
+            y: Their trained values less the prior mean, shape (k,).
             max_iterations: Bound on the iterations of L-BFGS-B; each costs O(k^3).
         """
         regressor = GaussianProcessRegressor(self._kernel, alpha=_JITTER, optimizer=None).fit(x, y)
@@ -144,11 +146,11 @@ class Process:
             self._kernel.theta = found.x
 
     def condition(self, x: _Floats, y: _Floats) -> None:
-        """Condition on results (k,) of networks (k, columns), at the hyperparameters chosen last."""
+        """Condition on values, shape (k,), of networks, shape (k, columns), at the hyperparameters chosen last."""
         self._regressor = GaussianProcessRegressor(self._kernel, alpha=_JITTER, optimizer=None).fit(x, y)
 
     def predict(self, x: _Floats) -> tuple[_Floats, _Floats]:
-        """Return posterior mean and standard deviation, noise left out, of networks (n, columns)."""
+        """Return the posterior mean and standard deviation of networks (n, columns), without the noise."""
         mean, deviation = self._regressor.predict(x, return_std=True)
         variance = deviation**2 - np.exp(self._kernel.theta[-1])
         return mean, np.sqrt(np.maximum(variance, 0.0))
@@ -173,7 +175,7 @@ def interpolate(x: _Floats, y: _Floats, at: _Floats, length: float, noise: float
         x: Where values are known, shape (k, columns).
         y: The values, shape (k, m).
         at: Where they are wanted, shape (n, columns).
-        length: The kernel's length scale.
+        length: Length scale of the kernel.
         noise: Variance of the noise.
     """
     kernel = Matern(length, nu=2.5)

@@ -1,4 +1,4 @@
-"""Non-linear rank aggregation of a score table (Lee and Ham, CVPR 2024, arXiv:2403.19232)."""
+"""aggregate: non-linear rank aggregation of proxy scores (Lee and Ham, CVPR 2024, arXiv:2403.19232)."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from scipy.stats import rankdata
 
 
 def aggregate(
-    scores: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, floor: float = 0.0
+    proxy_scores: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, floor: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """Assemble several proxies into one score for each network, by their ranks.
+    """Return the rank score S of each network: several proxies combined by their ranks.
 
     With ``rank_k(i)`` the ascending rank of network i under proxy k (the best has rank n; ties share their average),
 
         S(i) = sum_k  w_k * log( rank_k(i) / n ).
 
-    The logarithm is the point: a network that is bad under any one proxy cannot be rescued by the others. S is at most
-    0, and 0 only for a network that is alone at the top of every proxy. S compares networks of one table; it means
-    nothing across tables.
+    Because of the logarithm, a network that is bad under one proxy cannot make up for it under the others. S is at most
+    0, and 0 only for a network that is alone at the top of every proxy. It compares networks of one table, and cannot
+    be compared across tables.
 
     Args:
-        scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
+        proxy_scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
         weights: Weights w_k of the proxies, shape (m,), not negative; all 1 by default.
-        floor: The lowest value of ``rank_k(i) / n`` that counts, at least 0 and below 1: a cap, ``w_k log(floor)``, on
-            how far one proxy can sink a network. 0, the plain formula, by default.
+        floor: Lower bound on ``rank_k(i) / n``, at least 0 and below 1: no proxy then contributes less than
+            ``w_k log(floor)``. 0, the plain formula, by default.
 
     Returns:
         S, shape (n,).
 
     Raises:
-        ValueError: ``scores`` is not two-dimensional, ``weights`` do not fit it or are negative or not finite, or
+        ValueError: ``proxy_scores`` is not two-dimensional, ``weights`` do not fit it or are negative or not finite, or
             ``floor`` is out of range.
 
     Example:
         >>> aggregate([[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]).round(3)
         array([-2.197, -0.405, -0.405])
     """
-    table = as_table(scores)
+    table = as_table(proxy_scores)
     n, m = table.shape
     w = check_weights(weights, m)
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0.0 <= floor < 1.0:
-        raise ValueError(f"floor must be a share of at least 0 and below 1; got {floor!r}.")
+        raise ValueError(f"floor must be at least 0 and below 1; got {floor!r}.")
     if n == 0:
         return np.zeros(0)
     ranks = rankdata(table, method="average", axis=0)
@@ -51,8 +51,9 @@ def aggregate(
 def sum_log_ranks(
     ranks: npt.NDArray[np.float64], n: int, weights: npt.NDArray[np.float64] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Return S for ranks (k, m) among ``n`` networks, added proxy by proxy, so that the same ranks give the same bits
-    however they lie in memory.
+    """Return S, shape (k,), of networks by their ranks, shape (k, m), among ``n`` networks.
+
+    The sum runs proxy by proxy, so that equal ranks give equal bits whatever the memory layout.
     """
     total = np.zeros(len(ranks))
     for column, weight in zip(ranks.T, np.ones(ranks.shape[1]) if weights is None else weights, strict=True):
@@ -60,11 +61,11 @@ def sum_log_ranks(
     return total
 
 
-def as_table(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return scores as an (n, m) array of floats with ``-inf`` for NaN, or raise ``ValueError``."""
-    table = np.array(scores, dtype=np.float64)
+def as_table(proxy_scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return proxy scores as an (n, m) array of floats with ``-inf`` for NaN, or raise ``ValueError``."""
+    table = np.array(proxy_scores, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] == 0:
-        raise ValueError(f"scores must be a table of shape (networks, proxies); got shape {table.shape}.")
+        raise ValueError(f"proxy_scores must be a table of shape (networks, proxies); got shape {table.shape}.")
     table[np.isnan(table)] = -np.inf
     return table
 

@@ -69,7 +69,7 @@ def search(options: argparse.Namespace) -> int:
             raise UsageError(f"--budget: {error}") from error
     sampler = az.AZNASSampler(
         seed=options.seed,
-        accept=accept,
+        candidate_filter=accept,
         constraints_func=None if limit is None else _within(limit),
     )
     try:

@@ -10,6 +10,8 @@ from typing import Any
 
 from optuna.study import Study
 
+from optuna_aznas._optuna import get_study_system_attr, set_study_system_attr
+
 #: System attribute of the study: the worker that publishes, and the time at which its lease ends.
 LEASE_KEY = "aznas:publishing"
 
@@ -25,7 +27,7 @@ def publishing(study: Study, *, wait: bool) -> Iterator[bool]:
     """Hold the lease on publishing; yields whether this worker got it.
 
     optuna-dashboard stores a figure in many attributes of 2 KB. Two workers that write one figure at the same time
-    leave a mixture of both, which cannot be drawn; in SQLite that happens about every second time.
+    leave a mixture of both, which cannot be drawn.
 
     Optuna's storages have no locks, so this is Fischer's algorithm: write the worker's name if there is none, wait
     until the writes of all others are visible, and go on if the name is still there. If a write takes longer than that,
@@ -56,9 +58,9 @@ def _try_to_take(study: Study, owner: str) -> bool:
 
 
 def _owner(study: Study) -> str | None:
-    lease: dict[str, Any] | None = study._storage.get_study_system_attrs(study._study_id).get(LEASE_KEY)
+    lease: dict[str, Any] | None = get_study_system_attr(study, LEASE_KEY)
     return lease["owner"] if lease and time.time() < lease["until"] else None
 
 
 def _write(study: Study, lease: dict[str, Any] | None) -> None:
-    study._storage.set_study_system_attr(study._study_id, LEASE_KEY, lease)
+    set_study_system_attr(study, LEASE_KEY, lease)

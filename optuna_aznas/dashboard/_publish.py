@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas import visualization
 from optuna_aznas._arguments import check_count
+from optuna_aznas._optuna import get_study_system_attr, set_study_system_attr, storage, trial_id
 from optuna_aznas.dashboard._lease import publishing
 from optuna_aznas.dashboard._section import with_section
 from optuna_aznas.dashboard._study_note import study_note
@@ -154,21 +155,20 @@ def _update_note(where: Any, body: str | None) -> None:
 
 
 def _update_trial_notes(study: Study, notes: dict[int, str]) -> None:
-    storage, study_id = study._storage, study._study_id
-    before = storage.get_study_system_attrs(study_id).get(NOTED_KEY, [])
+    before = get_study_system_attr(study, NOTED_KEY, default=[])
     # A trial is listed before its note is written and until its note is removed. If this is interrupted, the next
     # publication still knows every trial that may have a note.
-    storage.set_study_system_attr(study_id, NOTED_KEY, sorted({*before, *notes}))
+    set_study_system_attr(study, NOTED_KEY, sorted({*before, *notes}))
     trials = study.get_trials(deepcopy=False)
     for number in [*notes, *(number for number in before if number not in notes)]:
         _update_note(_with_note(study, trials[number]), notes.get(number))
     if set(before) - set(notes):
-        storage.set_study_system_attr(study_id, NOTED_KEY, sorted(notes))
+        set_study_system_attr(study, NOTED_KEY, sorted(notes))
 
 
 def _with_note(study: Study, trial: FrozenTrial) -> SimpleNamespace:
     """Return an object with the attributes that optuna-dashboard needs to write a note; a FrozenTrial lacks them."""
-    return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
+    return SimpleNamespace(study=study, storage=storage(study), _trial_id=trial_id(trial))
 
 
 def _optuna_dashboard() -> Any:

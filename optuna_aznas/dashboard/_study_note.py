@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optuna.study import Study
 
+from optuna_aznas._optuna import study_id
 from optuna_aznas.dashboard._markdown import number, plain, table
 from optuna_aznas.study import Leaderboard
 
@@ -38,7 +39,7 @@ def study_note(study: Study, leaderboard: Leaderboard, n_scored: int) -> str:
     parts = [f"## {plain(study.study_name)}: the best by aggregated rank"]
     if not leaderboard:
         return "\n\n".join([*parts, "No scored trial has been completed yet."])
-    proxies = list(leaderboard[0].proxies)
+    proxies = list(leaderboard[0].proxy_scores)
     values = study.metric_names if len(study.directions) == 1 else None
     trained = len(study.directions) == 1
     header = ["place", "trial", "S", *map(plain, proxies)]
@@ -47,9 +48,9 @@ def study_note(study: Study, leaderboard: Leaderboard, n_scored: int) -> str:
     rows = [
         [
             str(entry.place),
-            f"[{entry.number}](/dashboard/studies/{study._study_id}/trials?numbers={entry.number})",
-            f"{entry.score:.3f}".replace("-", "−"),
-            *(number(value) for value in entry.proxies.values()),
+            f"[{entry.number}](/dashboard/studies/{study_id(study)}/trials?numbers={entry.number})",
+            f"{entry.rank_score:.3f}".replace("-", "−"),
+            *(number(value) for value in entry.proxy_scores.values()),
             *([number(entry.values[0])] if trained else []),
             ", ".join(f"{plain(name)}={plain(value, longest=60)}" for name, value in entry.params.items()),
         ]

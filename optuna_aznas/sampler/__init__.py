@@ -1,4 +1,4 @@
-"""The sampler: evolution over the whole study, steered by aggregated ranks. Imports optuna, never torch."""
+"""AZNASSampler: evolution and Bayesian optimisation over architectures. Imports optuna, never torch."""
 
 from optuna_aznas.sampler.sampler import AZNASSampler
 

@@ -1,201 +1,235 @@
-"""Which architecture to train next: expected improvement under the learned ranking."""
+"""BayesianOptimisation: proposes candidates by expected improvement under the learned ranking, where a study trains.
+
+One proposal has three steps. Candidates are drawn: children of the architectures with the highest posterior mean, and
+random ones. Each gets proxy scores, from the user's ``candidate_scorer`` or, without one, estimated from those of the
+study's trials. Then a Gaussian process with the rank score S as its prior mean
+(:class:`~optuna_aznas.aggregation.LearnedAggregation`) is conditioned on the study's trained values, and the candidate
+with the highest expected improvement is proposed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution
+from optuna.study import Study
 from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 
+from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
-from optuna_aznas.sampler.candidates import Architecture, Candidate, CandidateScorer, Key
-from optuna_aznas.sampler.conditional import Presence
+from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CandidateScorer, Key
+from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.duplicates import describe
+from optuna_aznas.sampler.strategy import Params, Space
+from optuna_aznas.sampler.variation import Architecture, Variation
 from optuna_aznas.sampler.view import StudyView
-from optuna_aznas.study.attributes import architecture_names, is_feasible
-from optuna_aznas.study.encoding import Encoder, hyperparameters, results
+from optuna_aznas.study.attributes import architecture_params, is_feasible
+from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
+from optuna_aznas.study.per_study import PerStudy
 
-#: One is chosen for training among the best by S of all candidates: at first from a quarter of them, from so many
-#: trainings on from all. At least, and at most so many are considered.
-_FIRST_SHARE, _ALL_AFTER, _FEWEST, _MOST = 0.25, 20, 20, 2000
-
-#: While too few trainings are there to learn from, one of so many best by S is trained.
-_START_TOP = 20
-
-#: How far the aggregation is trusted where it has the candidates' own scores, and where it has estimates, which are
-#: closer to each other.
-_TRUST, _TRUST_ESTIMATES = 0.5, 0.85
-
-#: The chance that a random one of them is trained after that: the model may be wrong.
-_EXPLORATION = 0.05
-
-#: Parents of candidates: so many of the best by what is expected of them.
-_PARENTS = 20
-
-#: Candidates whose scores are kept, at most.
-_KEPT = 20_000
-
-#: Draws for each candidate that is wanted, before a small space is taken to be known to the last.
-_DRAWS = 4
+_INITIAL_FRACTION = 0.25  # fraction of candidates, best rank score first, considered while little is trained
+_FULL_AFTER = 20  # trained values from which all candidates are considered
+_MIN_CONSIDERED = 20  # fewest candidates considered
+_MAX_CONSIDERED = 2000  # most candidates considered, and most trials whose posterior mean is computed
+_STARTUP_TOP = 20  # before n_startup_trainings, one of this many candidates with the highest rank scores is trained
+_CORRELATION_SCORED = 0.5  # prior correlation of rank score and trained value, where candidates are scored
+_CORRELATION_ESTIMATED = 0.85  # the same where their proxy scores are estimates, which lie closer to each other
+_EXPLORATION = 0.05  # probability that a random considered candidate is trained, as the model may be wrong
+_N_PARENTS = 20  # number of parents: the architectures with the highest posterior mean
+_MAX_KEPT_SCORES = 20_000  # candidates whose proxy scores are kept
+_DRAWS = 4  # draws for each candidate that is wanted, after which a small space counts as exhausted
+_RECENT = 500  # newest trials from which the rules of conditional parameters are inferred
+_RULES_GROWTH = 1.15  # the rules are inferred anew when the number of trials has grown by this factor
 
 _Floats = npt.NDArray[np.float64]
 
 
-class LearnedSearch:
-    """Proposes architectures to train in one study. What it keeps is a cache: scores of candidates.
+class BayesianOptimisation:
+    """A strategy: the candidate with the highest expected improvement of the trained value.
 
     Args:
-        scorer: Scores candidates; without one, their scores are estimated from those of trials.
-        n_candidates: New candidates for each trial.
-        n_startup_trainings: Trainings before what was learned counts.
+        variation: Makes candidates.
+        candidate_filter: As in :class:`~optuna_aznas.AZNASSampler`.
+        candidate_scorer: As in :class:`~optuna_aznas.AZNASSampler`.
+        n_candidates: As in :class:`~optuna_aznas.AZNASSampler`.
+        n_startup_trainings: As in :class:`~optuna_aznas.AZNASSampler`.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
-    def __init__(self, scorer: CandidateScorer | None, n_candidates: int, n_startup_trainings: int) -> None:
-        self._scorer = scorer
+    def __init__(
+        self,
+        variation: Variation,
+        candidate_filter: CandidateFilter,
+        candidate_scorer: Callable[[dict[str, Any]], Any] | None,
+        n_candidates: int,
+        n_startup_trainings: int,
+    ) -> None:
+        check_callable("candidate_scorer", candidate_scorer)
+        check_count("n_candidates", n_candidates)
+        check_count("n_startup_trainings", n_startup_trainings)
+        self._variation = variation
+        self._candidate_filter = candidate_filter
+        self._scorer = None if candidate_scorer is None else CandidateScorer(candidate_scorer)
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
-        self._model = LearnedAggregation(exploring=True, correlation=_TRUST if scorer else _TRUST_ESTIMATES)
-        self._scored: dict[Key, dict[str, float] | None] = {}  # of candidates; None where score failed
-        self._order: list[Architecture] = []  # parents, the best first
-        self._space: dict[str, BaseDistribution] = {}
-        self._encoder = Encoder({})
-        self._rows: dict[object, _Floats] = {}  # of the encoder, by trial number or candidate
-        self._presence, self._presence_of = Presence([]), 0
+        self._caches: PerStudy[_Cache] = PerStudy()
 
-    def propose(
-        self,
-        view: StudyView,
-        space: dict[str, BaseDistribution],
-        fixed: dict[str, Any],
-        child: Callable[[Sequence[Architecture]], dict[str, Any]],
-        accept: Callable[[dict[str, Any]], bool],
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, Any]]:
-        """Yield architectures that the study does not hold, the one to train first.
+    def search_space(self, view: StudyView) -> Space:
+        """Return all architecture parameters of the study."""
+        return view.space
+
+    def propose(self, view: StudyView, space: Space, fixed: Mapping[str, Any]) -> Iterator[Params]:
+        """Yield the candidates of one draw that are no duplicates, the best first.
 
         Args:
             view: The study.
-            space: What is to be chosen, for all architectures alike.
-            fixed: Parameters that are given.
-            child: Draws values for ``space`` from parents; from none, uniformly.
-            accept: Whether an architecture may be proposed.
-            rng: Source of the random numbers.
+            space: What is to be chosen.
+            fixed: Architecture parameters whose values the user has fixed.
         """
-        trials = view.history.trials
-        if len(trials) >= 1.15 * self._presence_of:
-            self._presence = Presence([_architecture(trial) for trial in trials[-500:]])
-            self._presence_of = len(trials)
-        candidates = self._look(view, fixed, child, accept, rng)
-        for i in self._ranked(view, candidates, rng) if candidates else ():
-            if not view.holds(candidates[i].params):
+        cache = self._caches.get(view.study, self._new_cache)
+        candidates = self._draw_candidates(view, space, fixed, cache)
+        for i in self._ranked(view, candidates, cache) if candidates else ():
+            if not view.is_duplicate(candidates[i].params):
                 yield {name: candidates[i].params[name] for name in space}
 
-    def _look(
-        self,
-        view: StudyView,
-        fixed: dict[str, Any],
-        child: Callable[[Sequence[Architecture]], dict[str, Any]],
-        accept: Callable[[dict[str, Any]], bool],
-        rng: np.random.Generator,
+    def _new_cache(self, study: Study) -> _Cache:
+        return _Cache(_CORRELATION_SCORED if self._scorer else _CORRELATION_ESTIMATED)
+
+    def _draw_candidates(
+        self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache
     ) -> list[Candidate]:
-        """Return candidates; with scores, if there is somebody to compute them."""
+        """Return up to ``n_candidates`` new candidates, half of them children, with their proxy scores."""
+        conditions = cache.conditional_parameters(view.history.trials)
+        parents = cache.parents or [_architecture(trial) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
-        parents = self._order or [Architecture(_architecture(t), t.distributions) for t in view.history.best(_PARENTS)]
         for draw in range(_DRAWS * self._n_candidates):
             if len(found) == self._n_candidates:
                 break
-            params = {**child(parents if draw % 2 else ()), **fixed}
-            asked = self._presence.present(params)
-            key = _key(asked)
-            if key in found or view.holds(params) or not accept(dict(params)):
+            extra = int(self._variation.rng.integers(2))
+            params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
+            present = conditions.present(params)
+            key = frozenset(describe(present).items())
+            if key in found or view.is_duplicate(params) or not self._candidate_filter(dict(params)):
                 continue
-            scores = self._scores(key, params, view.history.names)
+            scores = self._proxy_scores(key, params, view.history.names, cache)
             if scores is not None:
-                found[key] = Candidate(params, asked, scores, key)
+                found[key] = Candidate(params, present, scores, key)
         return list(found.values())
 
-    def _scores(self, key: Key, params: dict[str, Any], names: tuple[str, ...]) -> dict[str, float] | None:
-        """Return a candidate's scores, computed once; empty where nobody computes them, ``None`` where that failed."""
+    def _proxy_scores(self, key: Key, params: Params, names: tuple[str, ...], cache: _Cache) -> dict[str, float] | None:
+        """Return a candidate's proxy scores; empty without a scorer, ``None`` where it failed."""
         if self._scorer is None:
             return {}
-        if key not in self._scored:
-            while len(self._scored) >= _KEPT:
-                del self._scored[next(iter(self._scored))]  # the oldest
-            self._scored[key] = self._scorer(params, names)
-        return self._scored[key]
+        if key not in cache.proxy_scores:
+            while len(cache.proxy_scores) >= _MAX_KEPT_SCORES:
+                del cache.proxy_scores[next(iter(cache.proxy_scores))]  # the oldest
+            cache.proxy_scores[key] = self._scorer(params, names)
+        return cache.proxy_scores[key]
 
-    def _ranked(self, view: StudyView, candidates: list[Candidate], rng: np.random.Generator) -> list[int]:
-        """Return positions of candidates, the one to train first."""
-        history = view.history
-        trials, n = history.trials, len(history.trials)
-        table = np.full((n + len(candidates), len(history.names)), -np.inf)
-        table[:n] = history.table
-        parameters = self._encode(trials, candidates, view.space)
-        if self._scorer is None:
-            table = complete_scores(table, np.arange(len(table)) < n, parameters)
-        else:
-            table[n:] = [[candidate.scores[name] for name in history.names] for candidate in candidates]
-        s = history.aggregate(table)
-        own = np.argsort(-s[n:], kind="stable")
-        outcome = np.full(len(table), np.nan)
-        outcome[:n] = results(trials, view.study.direction)
-        training = hyperparameters(trials)
-        if training is not None:
-            training = np.vstack([training, np.zeros((len(candidates), training.shape[1]))])
-        trained = np.flatnonzero(~np.isnan(outcome))
-        share = max(_FIRST_SHARE, len(trained) / _ALL_AFTER)
-        chosen = own[: min(max(int(share * len(own)), _FEWEST), _MOST)]
-        at = np.concatenate([trained[-_MOST:], n + chosen])
-        mean, std, best = self._model.predict(table, outcome, parameters, training, prior=s, at=at)
-        self._remember_parents(trials, candidates, at, mean)
+    def _ranked(self, view: StudyView, candidates: list[Candidate], cache: _Cache) -> list[int]:
+        """Return positions of candidates, the one to train first.
+
+        S ranks the candidates among all scored trials. Only the best fraction by S is considered, which grows to all of
+        them as trained values are added. These are ordered by expected improvement (Jones et al., 1998) under the
+        learned ranking, or, with the small probability ``_EXPLORATION``, at random. Before ``n_startup_trainings`` the
+        order is that of S, with the first places at random.
+        """
+        trials, n = view.history.trials, len(view.history)
+        rng = self._variation.rng
+        parameters = cache.encode(trials, candidates, view.space)
+        table = self._table(view, candidates, parameters)
+        s = view.history.aggregate(table)
+        by_rank_score = np.argsort(-s[n:], kind="stable")
+        values = np.full(len(table), np.nan)
+        values[:n] = trained_values(trials, view.study.direction)
+        trained = np.flatnonzero(~np.isnan(values))
+        fraction = max(_INITIAL_FRACTION, len(trained) / _FULL_AFTER)
+        size = min(max(int(fraction * len(candidates)), _MIN_CONSIDERED), _MAX_CONSIDERED)
+        considered = by_rank_score[:size]
+        at = np.concatenate([trained[-_MAX_CONSIDERED:], n + considered])
+        hyperparameters = encode_hyperparameters(trials)
+        if hyperparameters is not None:  # candidates have none yet
+            empty = np.zeros((len(candidates), hyperparameters.shape[1]))
+            hyperparameters = np.vstack([hyperparameters, empty])
+        mean, std, best = cache.model.predict(table, values, parameters, hyperparameters, prior=s, at=at)
+        cache.parents = _best_architectures(trials, candidates, view.space, at[np.argsort(-mean, kind="stable")])
         if len(trained) < self._n_startup_trainings:
-            few = own[:_START_TOP] if self._scorer else own
-            return [*map(int, rng.permutation(few)), *map(int, own[_START_TOP:])]
+            top = by_rank_score[:_STARTUP_TOP] if self._scorer else by_rank_score
+            return [*map(int, rng.permutation(top)), *map(int, by_rank_score[_STARTUP_TOP:])]
         if rng.random() < _EXPLORATION:
-            return [int(i) for i in rng.permutation(chosen)]
-        mean, std = mean[-len(chosen) :], std[-len(chosen) :]
-        return [int(i) for i in chosen[np.argsort(-expected_improvement(mean, std, best), kind="stable")]]
+            return [int(i) for i in rng.permutation(considered)]
+        improvement = expected_improvement(mean[-len(considered) :], std[-len(considered) :], best)
+        return [int(i) for i in considered[np.argsort(-improvement, kind="stable")]]
 
-    def _encode(
-        self, trials: list[FrozenTrial], candidates: list[Candidate], space: dict[str, BaseDistribution]
-    ) -> Parameters:
+    def _table(self, view: StudyView, candidates: list[Candidate], parameters: Parameters) -> _Floats:
+        """Return the proxy scores of all trials and, below them, of the candidates; estimates without a scorer."""
+        n, names = len(view.history), view.history.names
+        table = np.full((n + len(candidates), len(names)), -np.inf)
+        table[:n] = view.history.proxy_scores
+        if self._scorer is None:
+            return complete_scores(table, np.arange(len(table)) < n, parameters)
+        table[n:] = [[candidate.proxy_scores[name] for name in names] for candidate in candidates]
+        return table
+
+
+class _Cache:
+    """What is kept of one study from proposal to proposal, to save time.
+
+    Args:
+        prior_correlation: As in :class:`~optuna_aznas.aggregation.LearnedAggregation`.
+
+    Attributes:
+        model: The learned ranking; it keeps its hyperparameters.
+        parents: The architectures with the highest posterior mean, best first; none before the first proposal.
+        proxy_scores: Candidates' proxy scores, ``None`` where the scorer failed.
+    """
+
+    def __init__(self, prior_correlation: float) -> None:
+        self.model = LearnedAggregation(exploring=True, prior_correlation=prior_correlation)
+        self.parents: list[Architecture] = []
+        self.proxy_scores: dict[Key, dict[str, float] | None] = {}
+        self._space: Space = {}
+        self._encoder = Encoder({})
+        self._rows: dict[object, _Floats] = {}  # encoded architectures by trial number or candidate key
+        self._conditions, self._conditions_from = ConditionalParameters([]), 0
+
+    def conditional_parameters(self, trials: list[FrozenTrial]) -> ConditionalParameters:
+        """Return the rules of conditional parameters, inferred from recent trials."""
+        if len(trials) >= _RULES_GROWTH * self._conditions_from:
+            self._conditions = ConditionalParameters([architecture_params(trial) for trial in trials[-_RECENT:]])
+            self._conditions_from = len(trials)
+        return self._conditions
+
+    def encode(self, trials: list[FrozenTrial], candidates: list[Candidate], space: Space) -> Parameters:
+        """Return the architectures of trials and, below them, of candidates as numbers; each is encoded once."""
         if space != self._space:
             self._space, self._encoder, self._rows = dict(space), Encoder(space), {}
-        keys: list[object] = [trial.number for trial in trials]
-        keys += [candidate.key for candidate in candidates]
-        everything = [trial.params for trial in trials] + [candidate.asked for candidate in candidates]
-        named = {key: params for key, params in zip(keys, everything, strict=True) if key not in self._rows}
-        encoded = self._encoder(list(named.values()))
-        self._rows |= zip(named, np.hstack(encoded), strict=True)
-        rows = np.array([self._rows[key] for key in keys])
-        if len(self._rows) > 2 * len(keys):
-            self._rows = {key: self._rows[key] for key in keys}
+        params: dict[object, Mapping[str, Any]] = {trial.number: trial.params for trial in trials}
+        params |= {candidate.key: candidate.present for candidate in candidates}
+        missing = {key: values for key, values in params.items() if key not in self._rows}
+        encoded = self._encoder(list(missing.values()))
+        self._rows |= zip(missing, np.hstack(encoded), strict=True)
+        rows = np.array([self._rows[key] for key in params])
+        if len(self._rows) > 2 * len(params):
+            self._rows = {key: self._rows[key] for key in params}
         return Parameters(*np.split(rows, [encoded.single.shape[1]], axis=1))
-
-    def _remember_parents(
-        self, trials: list[FrozenTrial], candidates: list[Candidate], at: npt.NDArray[np.intp], mean: _Floats
-    ) -> None:
-        """Keep those of whom most is expected as parents of the next candidates."""
-        anyone = any(is_feasible(trial) for trial in trials)
-        self._order = []
-        space = self._space
-        for i in at[np.argsort(-mean, kind="stable")]:
-            if i >= len(trials):
-                asked = candidates[i - len(trials)].asked
-                self._order.append(Architecture(asked, {name: space[name] for name in asked if name in space}))
-            elif is_feasible(trials[i]) or not anyone:
-                self._order.append(Architecture(_architecture(trials[i]), trials[i].distributions))
-            if len(self._order) == _PARENTS:
-                break
 
 
 def expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
-    """Return by how much results are expected to exceed ``best`` (Jones et al., 1998)."""
+    """Return by how much normal variables are expected to exceed ``best`` (Jones et al., 1998).
+
+    Args:
+        mean: Their means, shape (n,).
+        std: Their standard deviations, shape (n,).
+        best: The value to exceed. If it is not finite, nothing was learned, and the means are returned.
+    """
     if not np.isfinite(best):
         return mean
     deviation = np.maximum(std, 1e-12)
@@ -203,9 +237,28 @@ def expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
     return (mean - best) * ndtr(z) + deviation * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
 
 
-def _architecture(trial: FrozenTrial) -> dict[str, Any]:
-    return {name: trial.params[name] for name in architecture_names(trial)}
+def _best_architectures(
+    trials: list[FrozenTrial],
+    candidates: list[Candidate],
+    space: Mapping[str, BaseDistribution],
+    order: Sequence[int] | npt.NDArray[np.intp],
+) -> list[Architecture]:
+    """Return the first ``_N_PARENTS`` architectures in the given order that may be parents.
+
+    Positions below ``len(trials)`` are trials, those above candidates. Infeasible trials are left out, unless all are.
+    """
+    some_feasible = any(is_feasible(trial) for trial in trials)
+    best: list[Architecture] = []
+    for i in order:
+        if i >= len(trials):
+            present = candidates[i - len(trials)].present
+            best.append(Architecture(present, {name: space[name] for name in present if name in space}))
+        elif is_feasible(trials[i]) or not some_feasible:
+            best.append(_architecture(trials[i]))
+        if len(best) == _N_PARENTS:
+            break
+    return best
 
 
-def _key(params: dict[str, Any]) -> Key:
-    return frozenset(describe(params).items())
+def _architecture(trial: FrozenTrial) -> Architecture:
+    return Architecture(architecture_params(trial), trial.distributions)

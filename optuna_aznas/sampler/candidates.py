@@ -1,4 +1,4 @@
-"""Architectures that were looked at and not yet trained."""
+"""Candidates (architectures that may be proposed), and the user's functions that filter and score them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from optuna.distributions import BaseDistribution
-
 from optuna_aznas.study.attributes import as_numbers
 
-#: A function from an architecture's parameters to its scores.
-Score = Callable[[dict[str, Any]], Any]
+#: A function from a candidate's parameters to whether it may be proposed.
+CandidateFilter = Callable[[dict[str, Any]], bool]
 
-#: What tells an architecture from others.
+#: Identifies an architecture: its parameters with their values as text.
 Key = frozenset[tuple[str, str]]
-
-
-class Architecture(NamedTuple):
-    """An architecture that a child can have as a parent.
-
-    Attributes:
-        params: Its parameters.
-        distributions: Their distributions.
-    """
-
-    params: dict[str, Any]
-    distributions: dict[str, BaseDistribution]
 
 
 class Candidate(NamedTuple):
@@ -34,54 +20,59 @@ class Candidate(NamedTuple):
 
     Attributes:
         params: A value for every parameter that architectures of the study have.
-        asked: Those of them that it asks for, as far as that is known.
-        scores: Its scores by proxy name; empty where nobody computes them.
-        key: What tells it from others.
+        present: Those of them that the architecture itself has, as far as that is known.
+        proxy_scores: Its proxy scores by proxy name; empty where there is no candidate_scorer.
+        key: Identifies the architecture.
     """
 
     params: dict[str, Any]
-    asked: dict[str, Any]
-    scores: dict[str, float]
+    present: dict[str, Any]
+    proxy_scores: dict[str, float]
     key: Key
 
 
+def accept_all(params: dict[str, Any]) -> bool:
+    """The candidate_filter where the user gave none."""
+    return True
+
+
 class CandidateScorer:
-    """Calls a user's ``score`` and gets along with what it does.
+    """Calls a user's ``candidate_scorer`` and checks what it returns.
 
     Args:
-        score: From parameters to scores.
+        candidate_scorer: From parameters to proxy scores.
     """
 
-    def __init__(self, score: Score) -> None:
-        self._score = score
+    def __init__(self, candidate_scorer: Callable[[dict[str, Any]], Any]) -> None:
+        self._candidate_scorer = candidate_scorer
         self._warned: set[str] = set()
 
     def __call__(self, params: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float] | None:
-        """Return the scores of an architecture under the study's proxies; ``None``, and a warning, if there are none.
+        """Return a candidate's proxy scores; ``None``, with a warning, if they could not be computed.
 
         Args:
-            params: Parameters of the architecture.
-            names: The study's proxies.
+            params: Parameters of the candidate.
+            names: Names of the study's proxies.
         """
         try:
-            scores = as_numbers(self._score(dict(params)))
+            scores = as_numbers(self._candidate_scorer(dict(params)))
         except Exception as error:
-            self._warn(
+            self._warn_once(
                 type(error).__name__,
-                f"score failed for {dict(params)}: {type(error).__name__}: {error}. The candidate is left out; "
-                "further errors of this kind are not reported.",
+                f"candidate_scorer failed for {dict(params)}: {type(error).__name__}: {error}. The candidate is left "
+                "out; further errors of this kind are not reported.",
             )
             return None
         if set(scores) != set(names):
-            self._warn(
+            self._warn_once(
                 "names",
-                f"score returned {sorted(scores)}, the study's trials have {sorted(names)}; the candidate is left out. "
-                "Let score return what the objective records.",
+                f"candidate_scorer returned {sorted(scores)}, the study's trials have {sorted(names)}; the candidate "
+                "is left out. Let candidate_scorer return what the objective records.",
             )
             return None
         return scores
 
-    def _warn(self, kind: str, message: str) -> None:
+    def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=2)

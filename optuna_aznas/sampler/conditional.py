@@ -1,19 +1,22 @@
-"""Which parameters an architecture asks for, as far as others tell."""
+"""ConditionalParameters: which parameters an architecture has, learned from other architectures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_ABSENT = "absent"
+_ABSENT = "absent"  # stands for the value of a parameter that an architecture does not have
 
 
-class Presence:
-    """What conditional parameters depend on, learned from architectures.
+class ConditionalParameters:
+    """Rules that say which parameters an architecture has.
 
-    For each parameter that only some architectures have, the parameter is looked for by whose value alone it can be
-    told whether they have it: the depth, for the width of the fifth layer. Where there is none, it is taken to be
-    present.
+    In Optuna a conditional parameter is one that the objective suggests in some trials only, and nothing declares what
+    it depends on. Here that is inferred: for each parameter that only some architectures have, the first other
+    parameter is taken whose value alone determines, in all architectures, whether they have it. The width of the fifth
+    layer, for example, is determined by the depth. Parameters that most architectures have are tried first. Where
+    there is no such parameter, the conditional one is taken to be present. A value that no architecture had is
+    treated as the nearest number that one had.
 
     Args:
         architectures: Parameters of architectures.
@@ -24,10 +27,9 @@ class Presence:
         for params in architectures:
             for name in params:
                 counts[name] = counts.get(name, 0) + 1
-        self._rules: dict[str, tuple[str, dict[Any, bool]]] = {}
-        conditional = [name for name, count in counts.items() if count < len(architectures)]
-        by_count = sorted(counts, key=lambda name: -counts[name])  # what all have comes first
-        for name in conditional:
+        self._rules: dict[str, tuple[str, dict[Any, bool]]] = {}  # name -> what it depends on, value -> present
+        by_count = sorted(counts, key=lambda name: -counts[name])
+        for name in (name for name, count in counts.items() if count < len(architectures)):
             for other in by_count:
                 rule = None if other == name else _rule(name, other, architectures)
                 if rule is not None:
@@ -35,28 +37,29 @@ class Presence:
                     break
 
     def present(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of some parameters that the architecture asks for."""
-        asked: dict[str, bool] = {}
+        """Return those of the parameters that the architecture has."""
+        known: dict[str, bool] = {}
 
-        def is_asked(name: str, depth: int = 0) -> bool:
-            if name not in asked:
-                asked[name] = name in params
-                if asked[name] and name in self._rules and depth < len(self._rules):
+        def is_present(name: str, depth: int = 0) -> bool:
+            if name not in known:
+                known[name] = name in params
+                # Rules may depend on each other in a circle: no chain is longer than their number.
+                if known[name] and name in self._rules and depth < len(self._rules):
                     other, rule = self._rules[name]
-                    asked[name] = _look_up(rule, params[other] if is_asked(other, depth + 1) else _ABSENT)
-            return asked[name]
+                    known[name] = _look_up(rule, params[other] if is_present(other, depth + 1) else _ABSENT)
+            return known[name]
 
-        return {name: value for name, value in params.items() if is_asked(name)}
+        return {name: value for name, value in params.items() if is_present(name)}
 
 
 def _rule(name: str, other: str, architectures: Sequence[Mapping[str, Any]]) -> dict[Any, bool] | None:
-    """Return whether ``name`` is there by the value of ``other``; ``None`` if that does not tell it."""
+    """Return whether ``name`` is present by the value of ``other``; ``None`` if that value does not determine it."""
     rule: dict[Any, bool] = {}
     for params in architectures:
         key = _key(params.get(other, _ABSENT))
         if rule.setdefault(key, name in params) != (name in params):
             return None
-    # A rule that has never seen a value twice tells nothing.
+    # Where nearly every value occurs once, any parameter would determine any other: that is no evidence.
     return rule if len(rule) <= len(architectures) / 2 else None
 
 
@@ -65,7 +68,7 @@ def _look_up(rule: Mapping[Any, bool], value: Any) -> bool:
     if key in rule:
         return rule[key]
     numbers = [k for k in rule if isinstance(k, int | float)]
-    if isinstance(key, int | float) and numbers:  # as its neighbour
+    if isinstance(key, int | float) and numbers:
         return rule[min(numbers, key=lambda k: abs(k - key))]
     return True
 

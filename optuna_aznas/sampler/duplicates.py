@@ -1,4 +1,4 @@
-"""Which architectures a study already holds."""
+"""EvaluatedArchitectures: the architectures of a study's finished trials, to recognise duplicates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_names
+from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_params
 
-#: An architecture as text: parameter name -> value. Categorical choices need not be hashable.
+#: An architecture as text: parameter name -> value. Categorical choices need not be hashable, text is.
 Description = dict[str, str]
 
 
@@ -21,78 +21,79 @@ def describe(params: Mapping[str, Any]) -> Description:
 
 
 class _Node:
-    """What is known after some parameters have been suggested."""
+    """A place in the tree: some parameters have been suggested."""
 
-    __slots__ = ("ends", "next")
+    __slots__ = ("branches", "is_complete")
 
     def __init__(self) -> None:
-        self.ends = False  # whether an architecture has these parameters and no more
-        self.next: dict[str, _Branches] = {}  # by the parameter that was suggested next: one, as a rule
+        self.is_complete = False  # whether an evaluated architecture has these parameters and no others
+        self.branches: dict[str, _Branches] = {}  # by the parameter suggested next; usually there is only one
 
 
 class _Branches:
-    """The values that a parameter has had at one place."""
+    """The values that one parameter has had at one place in the tree."""
 
-    __slots__ = ("by_value", "possible")
+    __slots__ = ("by_value", "n_possible")
 
     def __init__(self) -> None:
-        self.possible = 0.0  # values that it can have
+        self.n_possible = 0.0  # number of values that it can have
         self.by_value: dict[str, _Node] = {}
 
 
-class KnownArchitectures:
+class EvaluatedArchitectures:
     """The architectures of finished trials, so that none is proposed twice.
 
-    A candidate may have parameters that its network will not ask for: the width of a fifth layer, when there are four.
-    And it may lack some that it will ask for. An objective that builds the same network from the same parameters asks
-    for them one after the other, each time in the same order. So a candidate that agrees with all of a finished
-    architecture's parameters *is* that architecture, whatever else it holds; and where a parameter is missing, nothing
-    new can come of it once all of its values are known. The architectures are kept as a tree of parameter names and
-    values, and a candidate is looked up by walking down.
+    A candidate cannot simply be compared with them parameter by parameter. It may have parameters that its network does
+    not ask for (the width of a fifth layer, when there are four), and lack some that its network will ask for. The
+    architectures are therefore kept as a tree: an objective that builds the same network from the same parameters asks
+    for them in the same order, so each node is a parameter, each edge a value, and each path from the root an
+    architecture. A candidate is looked up by walking down with its values. It is a duplicate if the walk ends at an
+    evaluated architecture, whatever other parameters it has. Where the walk meets a parameter that the candidate lacks,
+    the candidate is a duplicate only if each possible value leads to an evaluated architecture.
     """
 
     def __init__(self) -> None:
         self._root = _Node()
-        self._order: dict[str, int] = {}  # of names, as they first came: not every storage keeps a trial's own
-        self._partial: set[frozenset[tuple[str, str]]] = set()
+        self._order: dict[str, int] = {}  # of names as they first came: not every storage keeps a trial's own order
+        self._interrupted: set[frozenset[tuple[str, str]]] = set()
 
     def add(self, trial: FrozenTrial) -> None:
         """Add a finished trial's architecture.
 
-        One that failed or was pruned may have stopped half-way through its suggestions; only a candidate with the very
-        same parameters is taken to be the same.
+        A trial that failed or was pruned before it recorded proxy scores may not have suggested all of its parameters,
+        so that its path may end too early. Only a candidate with exactly the same parameters is its duplicate.
         """
-        architecture = describe({name: trial.params[name] for name in architecture_names(trial)})
+        architecture = describe(architecture_params(trial))
         if not architecture:
             return
         if trial.state != TrialState.COMPLETE and ARCHITECTURE_KEY not in trial.user_attrs:
-            self._partial.add(frozenset(architecture.items()))
+            self._interrupted.add(frozenset(architecture.items()))
             return
         for name in architecture:
             self._order.setdefault(name, len(self._order))
         node = self._root
         for name in sorted(architecture, key=self._order.__getitem__):
-            branches = node.next.setdefault(name, _Branches())
-            branches.possible = max(branches.possible, _cardinality(trial.distributions[name]))
+            branches = node.branches.setdefault(name, _Branches())
+            branches.n_possible = max(branches.n_possible, _cardinality(trial.distributions[name]))
             node = branches.by_value.setdefault(architecture[name], _Node())
-        node.ends = True
+        node.is_complete = True
 
     def __contains__(self, candidate: Description) -> bool:
-        return _all_known(self._root, candidate) or frozenset(candidate.items()) in self._partial
+        return _leads_to_evaluated(self._root, candidate) or frozenset(candidate.items()) in self._interrupted
 
 
-def _all_known(node: _Node, candidate: Description) -> bool:
-    """Whether every architecture that has a candidate's parameters is known, from ``node`` on."""
-    if node.ends:
+def _leads_to_evaluated(node: _Node, candidate: Description) -> bool:
+    """Whether a candidate that has arrived at ``node`` can only become an evaluated architecture."""
+    if node.is_complete:
         return True
-    for name, branches in node.next.items():
+    for name, branches in node.branches.items():
         if name in candidate:
-            below = branches.by_value.get(candidate[name])
-            if below is not None and _all_known(below, candidate):
+            child = branches.by_value.get(candidate[name])
+            if child is not None and _leads_to_evaluated(child, candidate):
                 return True
-        elif len(branches.by_value) < branches.possible:
+        elif len(branches.by_value) < branches.n_possible:
             continue
-        elif all(_all_known(below, candidate) for below in branches.by_value.values()):
+        elif all(_leads_to_evaluated(child, candidate) for child in branches.by_value.values()):
             return True
     return False
 

@@ -19,7 +19,7 @@ class BuiltIn(NamedTuple):
         build: Suggests an architecture to a trial and builds its network, without weights, for an input shape.
         input_shape: The usual shape of one sample, without the batch dimension.
         within_budget: Where multiply-accumulates are known in closed form: takes the most that are allowed and the
-            input shape, and returns the test for ``AZNASSampler(accept=...)``.
+            input shape, and returns the test for ``AZNASSampler(candidate_filter=...)``.
         first: Parameters of a known network, for the first trial.
     """
 

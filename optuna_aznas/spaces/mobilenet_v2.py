@@ -132,7 +132,7 @@ def macs(params: Mapping[str, Any], *, image_size: int = 224, classes: int = 100
 def within_budget(
     max_macs: float, *, image_size: int = 224, classes: int = 1000
 ) -> Callable[[Mapping[str, Any]], bool]:
-    """Return the test of a budget, for ``AZNASSampler(accept=...)``.
+    """Return the test of a budget, for ``AZNASSampler(candidate_filter=...)``.
 
     A study's first trial cannot be tested before its parameters are known: enqueue one that is within the budget, such
     as :data:`MOBILENET_V2` (301 M at 224 x 224).

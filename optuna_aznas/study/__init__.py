@@ -1,4 +1,4 @@
-"""What a trial stores, and the ranking of a study's scored trials. Imports optuna, never torch.
+"""A study and its scored trials: what a trial stores, its history, its ranking. Imports optuna, never torch.
 
 ``__init__.pyi`` lists the public names. Each is loaded when it is first used: ``create_study`` imports the sampler and
 the pruner, which themselves import modules of this package.

@@ -1,4 +1,4 @@
-"""What a study's trainings gave, and how they were trained, as numbers."""
+"""Trained values, architectures and hyperparameters of trials as arrays of numbers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _Floats = npt.NDArray[np.float64]
 
 _Space = Mapping[str, BaseDistribution]
 
+_ABSENT = object()  # stands for the value of a parameter that a network does not have
 
-def results(trials: Sequence[FrozenTrial], direction: StudyDirection) -> _Floats:
-    """Return the trials' places by what their trainings gave, bigger is better; NaN for those that were not trained.
 
-    As TPE orders them: completed trials by their value; below them those that were pruned after some steps of
-    training, by how far they came, then by the last value reported. A value that is NaN is the lowest.
+def trained_values(trials: Sequence[FrozenTrial], direction: StudyDirection) -> _Floats:
+    """Return the trials' trained values as places, 0 for the lowest, shape (n,); NaN for trials that were not trained.
+
+    Bigger is better, and equal ones share a place. The order is that of Optuna's TPE: completed trials by their value;
+    below them those that were pruned during training, by the last step they reported, then by the value at that step.
+    A value of NaN is the lowest.
     """
     sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
     keys: list[tuple[float, float, float] | None] = []
@@ -41,12 +44,12 @@ def results(trials: Sequence[FrozenTrial], direction: StudyDirection) -> _Floats
 
 
 class Encoder:
-    """Turns parameters into columns of numbers.
+    """Encodes parameters as columns of numbers.
 
-    A categorical parameter has a column for each choice; a number has one, its place between its bounds on its
-    distribution's own scale. Where a parameter is absent, all of its columns are 0 but one that says so. Parameters
-    with equal distributions (the operations of several edges, the widths of several layers) are pooled as well: the
-    sums of their columns, divided by the square root of their number.
+    A categorical parameter has one column for each choice. A numerical parameter has one column, its position between
+    its bounds on its distribution's own scale. Each has one more column that marks it as absent. Parameters with equal
+    distributions (the operations of several edges, the widths of several layers) are also pooled: the sums of their
+    columns, divided by the square root of their number.
 
     Args:
         space: The parameters and their distributions.
@@ -66,7 +69,7 @@ class Encoder:
         self._groups = [group for group in groups.values() if len(group) > 1]
 
     def __call__(self, params: Sequence[Mapping[str, Any]]) -> Parameters:
-        """Return the rows of some networks' parameters; those that are not in the space are left out."""
+        """Return the rows of networks by their parameters; parameters outside the space are ignored."""
         single = np.zeros((len(params), self._width))
         for name, distribution in self.space.items():
             start, width = self._start[name], _width(distribution)
@@ -80,10 +83,10 @@ class Encoder:
         return Parameters(single, np.hstack(pooled) if pooled else np.zeros((len(params), 0)))
 
 
-def hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
-    """Return what the trials have beside their architectures as numbers, shape (n, h); ``None`` where there is nothing.
+def encode_hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
+    """Return the trials' hyperparameters as numbers, shape (n, h); ``None`` where no trial has any.
 
-    A parameter whose distribution changed is encoded by the last one.
+    A hyperparameter whose distribution changed is encoded by its last distribution.
     """
     space: dict[str, BaseDistribution] = {}
     for trial in trials:
@@ -93,15 +96,12 @@ def hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
     return encoder([trial.params for trial in trials]).single if encoder.space else None
 
 
-_ABSENT = object()
-
-
 def _width(distribution: BaseDistribution) -> int:
     return 1 + (len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1)
 
 
 def _write(columns: _Floats, distribution: BaseDistribution, value: Any) -> None:
-    """Write one value into its columns, the last of which says that it is absent."""
+    """Write one value into its columns, the last of which marks it as absent."""
     if value is _ABSENT:
         columns[-1] = math.sqrt(0.5)
     elif isinstance(distribution, CategoricalDistribution):

@@ -1,9 +1,10 @@
-"""The scored trials of a study, read from its storage bit by bit, and their aggregated ranks."""
+"""StudyHistory: the scored trials of a study, read from its storage as they finish, and their rank scores."""
 
 from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,36 +12,46 @@ import numpy.typing as npt
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_aznas.aggregation import BestShare, Leaders, RankHistory, aggregate
+from optuna_aznas.aggregation import aggregate
 from optuna_aznas.study.attributes import SCORES_KEY, is_feasible, recorded_scores, values_are_scores
 from optuna_aznas.study.reader import TrialReader
 
-#: A function from an (n, m) table of scores to S, shape (n,), bigger is better.
-Aggregation = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+_Floats = npt.NDArray[np.float64]
+
+#: A function from a table of proxy scores, shape (n, m), to rank scores S, shape (n,), bigger is better.
+Aggregation = Callable[[_Floats], _Floats]
+
+_ALWAYS_RANKED = 1000  # up to this many scored trials, StudyHistory.best ranks all of them whenever one is added
+_TOLERATED_GROWTH = 0.01  # beyond that it ranks them again once the table has grown by this fraction
 
 
 class StudyHistory:
-    """The finished trials of one study that carry scores.
+    """The finished trials of one study that carry proxy scores.
 
-    It is a cache and holds no truth of its own: everything comes from the study, and a new one built at any moment ends
-    up the same (but for the order of rows).
+    It is a cache: everything in it comes from the study, and a new one holds the same, except for the order of rows.
 
-    A trial's scores are those that :func:`~optuna_aznas.record` put on it; else, in a study with several objectives
-    that are all maximised and in which no trial has recorded scores, its values. Failed and pruned trials count when
-    their scores were recorded.
+    A trial's proxy scores are those that :func:`~optuna_aznas.record` stored. In a study with several objectives, all
+    maximised, in which no trial has recorded proxy scores, they are its objective values. Failed and pruned trials
+    count if they recorded proxy scores.
 
     Args:
-        aggregation: Replaces the non-linear rank aggregation. It is called on the whole table, so what it costs grows
-            with the study; from 1,000 trials on it is called only when a thousandth more has come.
+        aggregation: Replaces :func:`~optuna_aznas.aggregate`. It is called on the whole table.
+
+    Attributes:
+        names: Names of the proxies, the columns of :attr:`proxy_scores`.
+        trials: The n scored trials, in the order in which they were read. In a history that has just been built by
+            :meth:`of` this is the order of their numbers.
+        feasible: Whether each of them satisfies its constraints, a list of n.
     """
 
     def __init__(self, aggregation: Aggregation | None = None) -> None:
         self._aggregation = aggregation
         self._lock = threading.Lock()
         self._reader = TrialReader()
-        self._value_names: tuple[str, ...] | None = None  # asked of the storage once
-        self._recorded = False  # whether scores come from record rather than from objective values
-        self._odd: set[frozenset[str]] = set()  # sets of proxies that were warned of
+        self._value_names: tuple[str, ...] | None = None  # of the objectives; read from the storage once
+        self._uses_recorded = False  # whether proxy scores are recorded ones rather than objective values
+        self._unfinished: list[FrozenTrial] = []
+        self._reported_names: set[frozenset[str]] = set()  # sets of other proxies that were warned of
         self._clear()
 
     @classmethod
@@ -53,121 +64,168 @@ class StudyHistory:
     def _clear(self) -> None:
         self.names: tuple[str, ...] = ()
         self.trials: list[FrozenTrial] = []
-        self._ranks = RankHistory()
-        self._leaders = Leaders(self._ranks)
-        self._best_share = BestShare(self._ranks)
-        self._scores = np.zeros(0)
+        self.feasible: list[bool] = []
+        self._numbers: list[int] = []  # of the trials
+        self._table = _GrowingTable()
+        self._n_unscored: Counter[TrialState] = Counter()  # of finished trials
+        self._some_feasible = False
+        self._order: list[int] = []  # positions of the trials that best() may return, best first
+        self._n_ordered = 0  # scored trials when _order was made
 
     def __len__(self) -> int:
         return len(self.trials)
 
     def update(self, study: Study, own: FrozenTrial | None = None) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """Read what is new in ``study``; return trials newly finished, scored or not, and all that wait or run.
+        """Read what is new in ``study``; return the newly finished trials, scored or not, and all that wait or run.
 
         Args:
             study: The study, the same each time.
-            own: The caller's own running trial, which need not be read.
+            own: The caller's own running trial, which is then not read from the storage.
         """
         with self._lock:
-            finished, unfinished = self._reader.read(study, own)
-            if not self._recorded and any(recorded_scores(trial) is not None for trial in finished):
-                # From here on objective values are objectives; what was read of them before is no score.
-                self._recorded = True
+            finished, self._unfinished = self._reader.read(study, own)
+            if not self._uses_recorded and any(recorded_scores(trial) is not None for trial in finished):
+                # The first recorded proxy scores: objective values, which were taken for them so far, no longer count.
+                self._uses_recorded = True
                 self._clear()
                 self._add(study, [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()])
             else:
                 self._add(study, finished)
-            return finished, unfinished
-
-    def scores(self) -> npt.NDArray[np.float64]:
-        """S of every scored trial, in the order of :attr:`trials`."""
-        return self._ranks.scores() if self._aggregation is None else self.aggregate(self._ranks.table)
-
-    def best(self, n: int) -> list[FrozenTrial]:
-        """Return the ``n`` trials with the highest S, best first, ties by age: feasible ones, if there are any."""
-        if self._aggregation is None:
-            ranked = self._leaders.best(n)
-        else:
-            if len(self) - len(self._scores) > len(self) // 1000:
-                self._scores = self.aggregate(self._ranks.table)
-            feasible = [i for i in range(len(self._scores)) if is_feasible(self.trials[i])]
-            ranked = [(i, float(self._scores[i])) for i in feasible or range(len(self._scores))]
-        ranked.sort(key=lambda row: (-row[1], self.trials[row[0]].number))
-        return [self.trials[i] for i, _ in ranked[:n]]
-
-    def is_among_best(self, scores: Mapping[str, float], share: float) -> bool | None:
-        """Whether a further network would be within the best ``share`` of all, itself included.
-
-        ``None`` if ``scores`` are not of this study's proxies.
-        """
-        if set(scores) != set(self.names):
-            return None
-        row = [scores[name] for name in self.names]
-        if self._aggregation is None:
-            return self._best_share.includes(row, share)
-        s = self.aggregate(np.vstack([self._ranks.table, row]))
-        return float(np.mean(s >= s[-1])) <= share
+            return finished, self._unfinished
 
     @property
-    def table(self) -> npt.NDArray[np.float64]:
-        """The scores, shape (trials, proxies), NaN replaced by ``-inf``."""
-        return self._ranks.table
+    def proxy_scores(self) -> _Floats:
+        """The trials' proxy scores, shape (n, m), ``-inf`` for NaN; a read-only view. Without trials (0, 0)."""
+        return self._table.view()
 
-    def aggregate(self, table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return S of other networks, by a table of scores (n, m) in the order of :attr:`names`."""
+    def rank_scores(self) -> _Floats:
+        """Return the rank score S of every scored trial, shape (n,), in the order of :attr:`trials`."""
+        return self.aggregate(self.proxy_scores) if len(self) else np.zeros(0)
+
+    @property
+    def unscored(self) -> Counter[TrialState]:
+        """The number of trials without proxy scores by state, waiting and running trials included."""
+        return self._n_unscored + Counter(trial.state for trial in self._unfinished)
+
+    # TODO: visualization/_scored.py still uses these two names.
+    table = proxy_scores
+    scores = rank_scores
+
+    def best(self, n: int) -> list[FrozenTrial]:
+        """Return the ``n`` trials with the highest S, best first, ties by number: only feasible ones, if there are any.
+
+        Ranking a table of 10,000 takes about 5 ms. Up to 1,000 trials all are therefore ranked whenever one has been
+        added; in a larger study once it has grown by 1%, and trials that are newer than that are not returned.
+        """
+        tolerated = int(_TOLERATED_GROWTH * len(self)) if len(self) > _ALWAYS_RANKED else 0
+        if len(self) - self._n_ordered > tolerated:
+            rows = np.flatnonzero(self.feasible) if self._some_feasible else np.arange(len(self))
+            numbers = np.array(self._numbers, dtype=int)
+            self._order = rows[np.lexsort((numbers[rows], -self.rank_scores()[rows]))].tolist()
+            self._n_ordered = len(self)
+        return [self.trials[i] for i in self._order[:n]]
+
+    def is_among_best(self, proxy_scores: Mapping[str, float], fraction: float) -> bool | None:
+        """Whether one more network would be within the best ``fraction`` of all by S, itself included.
+
+        That is, whether at most this fraction of networks has an S at least as high as its own. ``None`` if
+        ``proxy_scores`` are not of this study's proxies.
+        """
+        if set(proxy_scores) != set(self.names):
+            return None
+        s = self.aggregate(np.vstack([self.proxy_scores, [proxy_scores[name] for name in self.names]]))
+        return float(np.mean(s >= s[-1])) <= fraction
+
+    def aggregate(self, table: _Floats) -> _Floats:
+        """Return S, shape (n,), of networks by their proxy scores, shape (n, m), in the order of :attr:`names`."""
         if self._aggregation is None:
             return aggregate(table)
-        scores = np.asarray(self._aggregation(table), dtype=np.float64)
-        if scores.shape != (len(table),):
+        s = np.asarray(self._aggregation(table), dtype=np.float64)
+        if s.shape != (len(table),):
             raise ValueError(
-                f"aggregation must return one score for each of {len(table)} networks; got shape {scores.shape}."
+                f"aggregation must return one score for each of {len(table)} networks; got shape {s.shape}."
             )
-        return scores
+        return s
 
     def _add(self, study: Study, finished: list[FrozenTrial]) -> None:
-        rows = []
         if finished and self._value_names is None:
             self._value_names = _value_names(study)
+        rows = []
         for trial in finished:
-            scores = recorded_scores(trial)
-            if scores is None and SCORES_KEY in trial.user_attrs:
-                self._warn_unreadable(trial)
-            if not self._recorded and self._value_names and trial.state == TrialState.COMPLETE:
-                scores = dict(zip(self._value_names, trial.values, strict=True))
+            scores = self._proxy_scores_of(trial)
             if scores is None:
-                continue
-            if not self.names:
-                self.names = tuple(scores)
-            if set(scores) != set(self.names):
-                self._warn_odd(trial, scores)
+                self._n_unscored[trial.state] += 1
                 continue
             rows.append([scores[name] for name in self.names])
             self.trials.append(trial)
+            self._numbers.append(trial.number)
+            self.feasible.append(is_feasible(trial))
         if rows:
-            self._ranks.extend(rows)
-            self._leaders.add([is_feasible(trial) for trial in self.trials[-len(rows) :]])
+            self._table.extend(np.array(rows, dtype=np.float64))
+            if not self._some_feasible and any(self.feasible[-len(rows) :]):
+                self._some_feasible, self._n_ordered = True, 0
+
+    def _proxy_scores_of(self, trial: FrozenTrial) -> dict[str, float] | None:
+        """Return a finished trial's proxy scores; ``None``, with a warning if need be, where it has none that count."""
+        scores = recorded_scores(trial)
+        if scores is None and SCORES_KEY in trial.user_attrs:
+            self._warn_unreadable(trial)
+        if not self._uses_recorded and self._value_names and trial.state == TrialState.COMPLETE:
+            scores = dict(zip(self._value_names, trial.values, strict=True))
+        if scores is None:
+            return None
+        if not self.names:
+            self.names = tuple(scores)
+        if set(scores) != set(self.names):
+            self._warn_other_names(trial, scores)
+            return None
+        return scores
 
     def _warn_unreadable(self, trial: FrozenTrial) -> None:
         warnings.warn(
             f"Trial {trial.number} has {trial.user_attrs[SCORES_KEY]!r} as its user attribute {SCORES_KEY!r}, which is "
-            "no mapping from proxy names to numbers; it is left out of the ranking. Put scores on a trial with "
+            "no mapping from proxy names to numbers; it is left out of the ranking. Put proxy scores on a trial with "
             "optuna_aznas.record.",
             stacklevel=2,
         )
 
-    def _warn_odd(self, trial: FrozenTrial, scores: Mapping[str, float]) -> None:
-        if frozenset(scores) in self._odd:
+    def _warn_other_names(self, trial: FrozenTrial, scores: Mapping[str, float]) -> None:
+        if frozenset(scores) in self._reported_names:
             return
-        self._odd.add(frozenset(scores))
+        self._reported_names.add(frozenset(scores))
         warnings.warn(
-            f"Trial {trial.number} scored {sorted(scores)}, the study's trials before it {sorted(self.names)}; it is "
-            "left out of the ranking, and so are others like it. Use one set of proxies in a study.",
+            f"Trial {trial.number} has proxy scores {sorted(scores)}, the study's trials before it "
+            f"{sorted(self.names)}; it is left out of the ranking, and so are others like it. Use one set of proxies "
+            "in a study.",
             stacklevel=2,
         )
 
 
+class _GrowingTable:
+    """A table that grows at its end. Its capacity doubles, so that adding a row does not copy the table each time."""
+
+    def __init__(self) -> None:
+        self._rows: _Floats = np.empty((0, 0))
+        self._n = 0
+
+    def extend(self, rows: _Floats) -> None:
+        n = self._n + len(rows)
+        if n > len(self._rows):
+            larger = np.empty((max(n, 2 * len(self._rows), 64), rows.shape[1]))
+            if self._n:
+                larger[: self._n] = self._rows[: self._n]
+            self._rows = larger
+        self._rows[self._n : n] = np.where(np.isnan(rows), -np.inf, rows)
+        self._n = n
+
+    def view(self) -> _Floats:
+        view = self._rows[: self._n]
+        view.flags.writeable = False
+        return view
+
+
 def _value_names(study: Study) -> tuple[str, ...]:
-    """Names of the objectives, or none where their values cannot be scores."""
+    """Return the names of the objectives; none where their values cannot be proxy scores."""
     directions = study.directions
     if not values_are_scores(directions):
         return ()

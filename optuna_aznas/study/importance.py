@@ -1,34 +1,35 @@
-"""Which proxy counts how much in a study."""
+"""proxy_importance: how much each proxy counts in a study's learned ranking."""
 
 from __future__ import annotations
 
 from optuna.study import Study
 
 from optuna_aznas.aggregation.importance import ProxyImportance, shares
-from optuna_aznas.study.encoding import hyperparameters, results
+from optuna_aznas.study.encoding import encode_hyperparameters, trained_values
 from optuna_aznas.study.history import StudyHistory
 
 __all__ = ["ProxyImportance", "proxy_importance"]
 
 
 def proxy_importance(study: Study, *, seed: int = 0) -> dict[str, ProxyImportance]:
-    """Return how much each proxy counts for what a study's trainings give, the most important first.
+    """Return how much each proxy counts for the trained values of a study, the most important first.
 
-    A proxy's importance is its share in the learned ranking: how much a network's predicted result changes when its
-    score under that proxy is exchanged for another network's (Sobol's total effect). It starts from equal weights of
-    all proxies, and moves from there as far as the results say; ``std`` is how uncertain it still is. Proxies that say
-    the same share their importance. A proxy whose importance stays far below the others' can be dropped.
+    A proxy's importance is its share in the learned ranking: how much a network's predicted trained value changes when
+    its score under that proxy is exchanged for another network's (Sobol's total effect). It starts from equal weights
+    of all proxies and departs from them as trained values are added; ``std`` is its remaining uncertainty. Proxies that
+    are strongly correlated share their importance. A proxy whose importance stays far below the others' can be dropped.
 
     Args:
-        study: A study with one objective, whose trials recorded scores (:func:`~optuna_aznas.record`) and were trained.
+        study: A study with one objective, whose trials recorded proxy scores (:func:`~optuna_aznas.record`) and were
+            trained.
         seed: Seed of the random numbers.
 
     Returns:
         Proxy name -> :class:`ProxyImportance`, a named tuple of ``mean`` and ``std``. The means sum to 1.
 
     Raises:
-        ValueError: The study has several objectives, fewer than 5 trained trials with scores, or all of their results
-            are equal.
+        ValueError: The study has several objectives, fewer than 5 trained trials with proxy scores, or all of their
+            trained values are equal.
 
     Example:
         >>> import optuna
@@ -44,10 +45,15 @@ def proxy_importance(study: Study, *, seed: int = 0) -> dict[str, ProxyImportanc
     """
     if len(study.directions) > 1:
         raise ValueError(
-            f"proxy_importance needs a study with one objective, the result of training; study {study.study_name!r} "
+            f"proxy_importance needs a study with one objective, the trained value; study {study.study_name!r} "
             f"has {len(study.directions)}."
         )
     history = StudyHistory.of(study)
-    found = shares(history.table, results(history.trials, study.direction), hyperparameters(history.trials), seed=seed)
-    named = zip(history.names, found, strict=True)
-    return dict(sorted(named, key=lambda item: -item[1].mean))
+    importances = shares(
+        history.proxy_scores,
+        trained_values(history.trials, study.direction),
+        encode_hyperparameters(history.trials),
+        seed=seed,
+    )
+    by_name = zip(history.names, importances, strict=True)
+    return dict(sorted(by_name, key=lambda item: -item[1].mean))

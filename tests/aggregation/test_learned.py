@@ -13,7 +13,7 @@ from scipy.stats import kendalltau, rankdata
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
 from optuna_aznas.aggregation.gaussian_process import Process, interpolate
 from optuna_aznas.aggregation.importance import shares
-from optuna_aznas.aggregation.learned import MIN_RESULTS, complete_scores
+from optuna_aznas.aggregation.learned import MIN_TRAINED, complete_scores
 from tests import reference
 
 
@@ -40,7 +40,7 @@ def tau(prediction, results, truth):
     return kendalltau(prediction[unseen], truth[unseen]).statistic
 
 
-@given(st.integers(0, MIN_RESULTS - 1), st.integers(1, 30), st.integers(1, 5), st.randoms(use_true_random=False))
+@given(st.integers(0, MIN_TRAINED - 1), st.integers(1, 30), st.integers(1, 5), st.randoms(use_true_random=False))
 @settings(max_examples=50)
 def test_with_too_few_results_it_is_the_plain_ranking(k, n, m, random):
     scores = [[random.choice([-math.inf, math.nan, 0.0, 1.0, random.random()]) for _ in range(m)] for _ in range(n)]
@@ -196,11 +196,11 @@ def test_shares_go_to_the_proxies_that_matter():
 
 def test_bad_input():
     scores, parameters, truth = problem(n=20)
-    with pytest.raises(ValueError, match="results must have 1 dimensions and a row for each of 20 networks"):
+    with pytest.raises(ValueError, match="trained_values must have 1 dimensions and a row for each of 20 networks"):
         LearnedAggregation().predict(scores, truth[:5])
     with pytest.raises(ValueError, match=r"parameters.single must have 2 dimensions"):
         LearnedAggregation().predict(scores, truth, Parameters(parameters.single[:3], parameters.pooled[:3]))
-    with pytest.raises(ValueError, match="training must have 2 dimensions"):
+    with pytest.raises(ValueError, match="hyperparameters must have 2 dimensions"):
         LearnedAggregation().predict(scores, truth, parameters, truth)
     with pytest.raises(ValueError, match="5 are needed, and there are 3"):
         shares(scores, some(truth, 3))

@@ -1,4 +1,4 @@
-"""aggregate and RankHistory against the plain formula, and their properties."""
+"""aggregate against the plain formula, and their properties."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_one_bad_proxy_is_not_rescued():
 
 def test_bad_input():
     for wrong in ([1.0, 2.0], [[]], np.zeros((2, 2, 2))):
-        with pytest.raises(ValueError, match="scores must be a table"):
+        with pytest.raises(ValueError, match="proxy_scores must be a table"):
             aggregate(wrong)
     for wrong in ([1.0], [1.0, -1.0], [1.0, math.nan], [[1.0, 1.0]]):
         with pytest.raises(ValueError, match="weights must be 2 finite numbers"):

@@ -240,11 +240,11 @@ def test_top(run, folder):
     rows = json.loads(run("top", "-n", "40", "--format", "json")[1])
     assert [row["number"] for row in rows] == [entry.number for entry in board]
     assert [row["params_op"] for row in rows] == [entry.params["op"] for entry in board]
-    dead = {entry.number for entry in board if math.isinf(entry.proxies["expressivity"])}
+    dead = {entry.number for entry in board if math.isinf(entry.proxy_scores["expressivity"])}
     assert {row["number"] for row in rows if row["expressivity"] == "-inf"} == dead
     table = list(csv.DictReader(io.StringIO(run("top", "-n", "40", "--format", "csv")[1])))
     assert [int(row["number"]) for row in table] == [entry.number for entry in board]
-    assert [float(row["score"]) for row in table] == [entry.score for entry in board]
+    assert [float(row["rank_score"]) for row in table] == [entry.rank_score for entry in board]
     assert [row["params_op"] for row in table] == [entry.params["op"] for entry in board]
 
 
@@ -319,7 +319,7 @@ def test_as_a_module_and_into_a_pipe(folder):
     command = f"{sys.executable} -m optuna_aznas top --format csv | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     first, status = done.stdout.splitlines()
-    assert first.startswith("place,number,score,expressivity")
+    assert first.startswith("place,number,rank_score,expressivity")
     assert status == "0"
     assert done.stderr == ""
 

@@ -65,7 +65,7 @@ def test_publishing(storage):
     assert "<img" not in note.replace("\\<img", "")
     for entry in board:
         own = note_of(study, entry.number)
-        assert f"Place {entry.place} of 24 by aggregated rank: S = −{abs(entry.score):.3f}" in own
+        assert f"Place {entry.place} of 24 by aggregated rank: S = −{abs(entry.rank_score):.3f}" in own
         for name in study.metric_names:
             assert name in own
     assert sum(bool(note_of(study, trial.number)) for trial in study.trials) == 3

@@ -17,8 +17,8 @@ from scipy.stats import norm
 
 import optuna_aznas as az
 from optuna_aznas.sampler.bayesian import expected_improvement
-from optuna_aznas.sampler.conditional import Presence
-from optuna_aznas.study.encoding import Encoder, hyperparameters, results
+from optuna_aznas.sampler.conditional import ConditionalParameters
+from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
 
 CHOICES = ("a", "b", "c", "d", "e")
 
@@ -54,7 +54,7 @@ def run(sampler, n=40, direction="maximize", function=objective):
 def test_it_learns_where_the_proxies_are_wrong():
     best = {}
     for name, sampler in (
-        ("score", lambda seed: az.AZNASSampler(seed=seed, score=scores_of, n_candidates=100)),
+        ("score", lambda seed: az.AZNASSampler(seed=seed, candidate_scorer=scores_of, n_candidates=100)),
         ("no score", lambda seed: az.AZNASSampler(seed=seed, n_candidates=100)),
         ("random", lambda seed: optuna.samplers.RandomSampler(seed=seed)),
     ):
@@ -70,7 +70,7 @@ def test_directions_mirror_each_other():
 
 
 def test_nothing_twice_and_the_same_seed_the_same_search():
-    studies = [run(az.AZNASSampler(seed=seed, score=scores_of, n_candidates=20), 30) for seed in (0, 0, 1)]
+    studies = [run(az.AZNASSampler(seed=seed, candidate_scorer=scores_of, n_candidates=20), 30) for seed in (0, 0, 1)]
     searches = [[tuple(sorted(t.params.items())) for t in study.trials] for study in studies]
     assert searches[0] == searches[1] != searches[2]
     assert len(set(searches[0])) == 30
@@ -78,14 +78,14 @@ def test_nothing_twice_and_the_same_seed_the_same_search():
 
 def test_the_first_are_the_best_by_s_of_what_was_looked_at():
     """Before anything is learned, what is trained is already much better than random by the proxies."""
-    study = run(az.AZNASSampler(seed=0, score=scores_of, n_startup_trainings=10), 10)
+    study = run(az.AZNASSampler(seed=0, candidate_scorer=scores_of, n_startup_trainings=10), 10)
     totals = [scores_of(trial.params)["total"] for trial in study.trials[1:]]  # at random 12
     assert np.mean(totals) > 16
 
 
 def test_a_killed_worker_goes_on():
     """A pickled sampler, or a new one, reads everything from the study."""
-    sampler = az.AZNASSampler(seed=0, score=scores_of, n_candidates=20)
+    sampler = az.AZNASSampler(seed=0, candidate_scorer=scores_of, n_candidates=20)
     study = run(sampler, 15)
     for successor in (pickle.loads(pickle.dumps(sampler)), az.AZNASSampler(seed=5, n_candidates=20)):
         study.sampler = successor
@@ -100,7 +100,7 @@ def test_scores_are_asked_for_once():
         asked.append(tuple(sorted(params.items())))
         return scores_of(params)
 
-    run(az.AZNASSampler(seed=0, score=score, n_candidates=20), 20)
+    run(az.AZNASSampler(seed=0, candidate_scorer=score, n_candidates=20), 20)
     assert len(asked) == len(set(asked))
     assert 10 * 20 <= len(asked) <= 19 * 20
 
@@ -111,8 +111,10 @@ def test_a_score_that_fails_now_and_then():
             raise az.ProxyEvaluationError("no blocks found")
         return scores_of(params)
 
-    with pytest.warns(UserWarning, match="score failed for .*ProxyEvaluationError: no blocks found") as warned:
-        study = run(az.AZNASSampler(seed=0, score=moody, n_candidates=20), 25)
+    with pytest.warns(
+        UserWarning, match="candidate_scorer failed for .*ProxyEvaluationError: no blocks found"
+    ) as warned:
+        study = run(az.AZNASSampler(seed=0, candidate_scorer=moody, n_candidates=20), 25)
     assert len(warned) == 1
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     assert all(trial.params["x0"] != "e" for trial in study.trials[1:])
@@ -120,8 +122,8 @@ def test_a_score_that_fails_now_and_then():
 
 @pytest.mark.parametrize("score", [lambda params: 1 / 0, lambda params: {"other": 1.0}, lambda params: None])
 def test_a_score_that_always_fails(score):
-    with pytest.warns(UserWarning, match="score (failed|returned)") as warned:
-        study = run(az.AZNASSampler(seed=0, score=score, n_candidates=5), 12)
+    with pytest.warns(UserWarning, match="candidate_scorer (failed|returned)") as warned:
+        study = run(az.AZNASSampler(seed=0, candidate_scorer=score, n_candidates=5), 12)
     assert len(warned) == 1
     assert len({tuple(t.params.values()) for t in study.trials}) == 12
 
@@ -131,7 +133,7 @@ def test_an_interrupt_is_not_swallowed():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(az.AZNASSampler(seed=0, score=interrupted), 3)
+        run(az.AZNASSampler(seed=0, candidate_scorer=interrupted), 3)
 
 
 def test_scores_that_are_not_finite_and_results_that_are_not():
@@ -148,7 +150,9 @@ def test_scores_that_are_not_finite_and_results_that_are_not():
         scores = scores_of(params)
         return scores | {"least": math.nan if params["x1"] == "a" else scores["least"]}
 
-    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0, score=score, n_candidates=20))
+    study = optuna.create_study(
+        direction="maximize", sampler=az.AZNASSampler(seed=0, candidate_scorer=score, n_candidates=20)
+    )
     study.optimize(odd, n_trials=40, catch=ValueError)
     assert len({tuple(t.params.values()) for t in study.trials}) == 40
     importance = az.proxy_importance(study)
@@ -159,7 +163,7 @@ def test_accept_and_fixed_parameters():
     def accept(params):
         return params["x2"] != "e"
 
-    sampler = az.AZNASSampler(seed=0, score=scores_of, accept=accept, n_candidates=20)
+    sampler = az.AZNASSampler(seed=0, candidate_scorer=scores_of, candidate_filter=accept, n_candidates=20)
     study = run(sampler, 15)
     study.sampler = optuna.samplers.PartialFixedSampler({"x0": "b"}, sampler)
     study.optimize(objective, n_trials=10)
@@ -202,8 +206,8 @@ def test_a_conditional_space(with_score):
     score = (lambda params: proxies(*build(optuna.trial.FixedTrial(params)))) if with_score else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # score never lacks a parameter once the first trials have shown them all
-        warnings.filterwarnings("ignore", message="score failed .*is not found")
-        study = run(az.AZNASSampler(seed=0, score=score, n_candidates=40), 50, function=objective)
+        warnings.filterwarnings("ignore", message="candidate_scorer failed .*is not found")
+        study = run(az.AZNASSampler(seed=0, candidate_scorer=score, n_candidates=40), 50, function=objective)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     late = [trial.params["depth"] for trial in study.trials[25:]]
     assert np.mean(np.array(late) == 3) > 0.3  # at random 0.2
@@ -220,16 +224,18 @@ def test_a_parameter_that_is_new_to_the_study():
         az.record(trial, scores_of(params))
         return accuracy_of(params)
 
-    study = run(az.AZNASSampler(seed=0, score=scores_of, n_candidates=20), 25, function=objective)
+    study = run(az.AZNASSampler(seed=0, candidate_scorer=scores_of, n_candidates=20), 25, function=objective)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     assert len({trial.params.get("late") for trial in study.trials}) > 2
 
 
 def test_a_custom_aggregation_is_the_prior():
-    study = run(az.AZNASSampler(seed=0, score=scores_of, aggregation=lambda t: -t[:, 0], n_startup_trainings=15), 15)
+    study = run(
+        az.AZNASSampler(seed=0, candidate_scorer=scores_of, aggregation=lambda t: -t[:, 0], n_startup_trainings=15), 15
+    )
     assert np.mean([scores_of(trial.params)["total"] for trial in study.trials[1:]]) < 8  # at random 12
     with pytest.raises(ValueError, match="aggregation must return one score for each"):
-        run(az.AZNASSampler(seed=0, score=scores_of, aggregation=lambda table: table), 3)
+        run(az.AZNASSampler(seed=0, candidate_scorer=scores_of, aggregation=lambda table: table), 3)
 
 
 def test_presence_is_learned():
@@ -242,7 +248,7 @@ def test_presence_is_learned():
         if params["kind"] == "attention":
             params["heads"] = int(rng.integers(1, 9))
         architectures.append(params)
-    presence = Presence(architectures)
+    presence = ConditionalParameters(architectures)
     everything = {"depth": 3, "kind": "conv", "heads": 2} | {f"width{i}": 4 for i in range(5)}
     assert presence.present(everything).keys() == {"depth", "kind", "width0", "width1", "width2"}
     assert presence.present(everything | {"kind": "attention", "depth": 1}).keys() == {
@@ -267,10 +273,10 @@ def test_results_in_order():
         trial(TrialState.COMPLETE, 0.4),
         trial(TrialState.COMPLETE, -math.inf),
     ]
-    assert results(trials, StudyDirection.MAXIMIZE) == pytest.approx(
+    assert trained_values(trials, StudyDirection.MAXIMIZE) == pytest.approx(
         [5, 0, math.nan, math.nan, 2, 1, 4, 3], nan_ok=True
     )
-    assert results(trials[:2] + trials[6:7], StudyDirection.MINIMIZE).tolist() == [1, 0, 2]
+    assert trained_values(trials[:2] + trials[6:7], StudyDirection.MINIMIZE).tolist() == [1, 0, 2]
 
 
 def test_the_encoding():
@@ -292,14 +298,14 @@ def test_the_encoding():
 
 def test_hyperparameters_are_what_is_no_architecture():
     study = run(az.AZNASSampler(seed=0, n_candidates=5), 3)
-    assert hyperparameters(study.trials) is None
+    assert encode_hyperparameters(study.trials) is None
 
     def with_rate(trial):
         value = objective(trial)
         return value * trial.suggest_float("lr", 0.0, 1.0)
 
     study = run(az.AZNASSampler(seed=0, n_candidates=5), 3, function=with_rate)
-    assert hyperparameters(study.trials)[:, 0] == pytest.approx([t.params["lr"] for t in study.trials])
+    assert encode_hyperparameters(study.trials)[:, 0] == pytest.approx([t.params["lr"] for t in study.trials])
 
 
 @pytest.mark.parametrize("mean", [-1.0, 0.0, 2.0])
@@ -329,7 +335,7 @@ def test_proxy_importance_in_a_study():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"score": 3}, "score must be callable"),
+        ({"candidate_scorer": 3}, "candidate_scorer must be callable"),
         ({"n_candidates": 0}, "n_candidates must be an integer of at least 1"),
         ({"n_startup_trainings": 0}, "n_startup_trainings must be an integer of at least 1"),
     ],

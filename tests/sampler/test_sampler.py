@@ -52,7 +52,7 @@ def test_it_searches_better_than_random():
 def test_parents_come_from_the_top_by_aggregated_rank():
     """After the start, each trial differs in at most two parameters from the population that the plain formula
     gives."""
-    study = new_study(az.AZNASSampler(seed=1, population_size=4, n_startup_trials=15, crossover=0.0))
+    study = new_study(az.AZNASSampler(seed=1, population_size=4, n_startup_trials=15, crossover_prob=0.0))
     study.optimize(objective, n_trials=60)
     trials = study.trials
     for trial in trials[15:]:
@@ -155,7 +155,7 @@ def test_a_child_inherits_every_parameter_of_its_parent():
         depth = trial.suggest_int("depth", 1, 5)
         return sum(trial.suggest_int(f"width{i}", 1, 1000) for i in range(depth)), depth
 
-    sampler = az.AZNASSampler(seed=0, n_startup_trials=20, population_size=5, crossover=0.0, mutation=1)
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=20, population_size=5, crossover_prob=0.0, n_mutations=1)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
     study.optimize(conditional, n_trials=20)
     for _ in range(30):
@@ -190,7 +190,7 @@ def test_accept_is_asked_before_anything_is_spent():
         asked.append(dict(params))
         return sum(value == "e" for value in params.values()) <= 2
 
-    study = new_study(az.AZNASSampler(seed=0, accept=accept))
+    study = new_study(az.AZNASSampler(seed=0, candidate_filter=accept))
     study.optimize(objective, n_trials=100)
     for trial in study.trials[1:]:
         assert sum(value == "e" for value in trial.params.values()) <= 2
@@ -198,8 +198,8 @@ def test_accept_is_asked_before_anything_is_spent():
 
 
 def test_accept_that_rejects_everything_warns_and_goes_on():
-    study = new_study(az.AZNASSampler(seed=0, accept=lambda params: False))
-    with pytest.warns(UserWarning, match="accept rejected all of 100 random candidates"):
+    study = new_study(az.AZNASSampler(seed=0, candidate_filter=lambda params: False))
+    with pytest.warns(UserWarning, match="candidate_filter rejected all of 100 random candidates"):
         study.optimize(objective, n_trials=3)
     assert len(study.trials) == 3
 
@@ -297,7 +297,7 @@ def test_studies_with_failed_pruned_enqueued_and_foreign_trials():
 
 def test_a_parents_value_outside_of_anothers_range():
     """Each proposal lies within the distributions that it is proposed for, though parents had different ones."""
-    sampler = az.AZNASSampler(seed=0, n_startup_trials=1, population_size=4, mutation=1)
+    sampler = az.AZNASSampler(seed=0, n_startup_trials=1, population_size=4, n_mutations=1)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
     for high in (10, 100):
         space = {"x": IntDistribution(0, high), "y": IntDistribution(0, 10**6)}
@@ -326,7 +326,9 @@ def test_choices_of_any_kind():
 def test_partially_fixed(how):
     """The rest is evolved around what is fixed, nothing is proposed twice, and accept sees the whole."""
     seen = []
-    sampler = az.AZNASSampler(seed=0, n_startup_trials=5, accept=lambda params: seen.append(set(params)) or True)
+    sampler = az.AZNASSampler(
+        seed=0, n_startup_trials=5, candidate_filter=lambda params: seen.append(set(params)) or True
+    )
     study = new_study(sampler)
     study.optimize(objective, n_trials=50)
     fixed = {"x0": "c", "x1": "a", "x2": "e", "x3": "e"}  # 25 architectures are left
@@ -413,15 +415,16 @@ def test_a_storage_that_goes_away(calls):
     study.optimize(objective, n_trials=20)
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == 30
     assert len({a for a in architectures(study) if len(a) == 6}) >= 30
-    (view,) = sampler._views.values()
-    assert view.spaces == {}
-    scores = {t.number: s for t, s in zip(view.history.trials, view.history.scores(), strict=True)}
+    (session,) = sampler._sessions
+    assert session.inferred == {}
+    view = session.view
+    scores = {t.number: s for t, s in zip(view.history.trials, view.history.rank_scores(), strict=True)}
     assert scores.keys() | {30} == az.rank_scores(study).keys() | {30}
 
 
 def test_trials_without_scores_are_no_error():
     study = optuna.create_study(direction="minimize", sampler=az.AZNASSampler(seed=0, n_startup_trials=3))
-    with pytest.warns(UserWarning, match=r"No finished trial .*record\(trial, scores\)") as warned:
+    with pytest.warns(UserWarning, match=r"No finished trial .*record\(trial, proxy_scores\)") as warned:
         study.optimize(lambda t: t.suggest_float("x", 0, 1) ** 2, n_trials=20)
     assert len(warned) == 1
     assert len(study.trials) == 20
@@ -533,16 +536,16 @@ def test_sample_relative_serves_any_space_it_is_handed():
         ({"population_size": 2.5}, "population_size must be an integer"),
         ({"n_startup_trials": 0}, "n_startup_trials must be an integer of at least 1"),
         ({"n_startup_trials": True}, "n_startup_trials must be an integer"),
-        ({"mutation": 0}, "mutation must be an integer of at least 1, or a pair"),
-        ({"mutation": (2, 1)}, "mutation must be"),
-        ({"mutation": (1, 2, 3)}, "mutation must be"),
-        ({"mutation": "many"}, "mutation must be"),
-        ({"mutation": 1.5}, "mutation must be"),
-        ({"crossover": 1.1}, "crossover must be a probability between 0 and 1; got 1.1"),
-        ({"crossover": float("nan")}, "crossover must be a probability"),
-        ({"crossover": "half"}, "crossover must be a probability"),
+        ({"n_mutations": 0}, "n_mutations must be an integer of at least 1, or a pair"),
+        ({"n_mutations": (2, 1)}, "n_mutations must be"),
+        ({"n_mutations": (1, 2, 3)}, "n_mutations must be"),
+        ({"n_mutations": "many"}, "n_mutations must be"),
+        ({"n_mutations": 1.5}, "n_mutations must be"),
+        ({"crossover_prob": 1.1}, "crossover_prob must be a probability between 0 and 1; got 1.1"),
+        ({"crossover_prob": float("nan")}, "crossover_prob must be a probability"),
+        ({"crossover_prob": "half"}, "crossover_prob must be a probability"),
         ({"aggregation": 3}, "aggregation must be callable"),
-        ({"accept": [1]}, "accept must be callable"),
+        ({"candidate_filter": [1]}, "candidate_filter must be callable"),
         ({"constraints_func": "no"}, "constraints_func must be callable"),
         ({"hyperparameter_sampler": "tpe"}, "hyperparameter_sampler must be an Optuna sampler"),
     ],

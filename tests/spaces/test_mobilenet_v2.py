@@ -61,7 +61,7 @@ def test_a_search_stays_within_its_budget():
     accept = within_budget(budget, image_size=size)
     evaluator = az.ProxyEvaluator((3, size, size), proxies=("expressivity", "complexity"), batch_size=2, device="cpu")
     study = az.create_study(
-        proxies=evaluator.proxies, sampler=az.AZNASSampler(accept=accept, n_startup_trials=5, seed=0)
+        proxies=evaluator.proxies, sampler=az.AZNASSampler(candidate_filter=accept, n_startup_trials=5, seed=0)
     )
     study.enqueue_trial(MOBILENET_V2)
     study.optimize(lambda trial: evaluator(spaces.mobilenet_v2.build(trial, device="meta")), n_trials=12)

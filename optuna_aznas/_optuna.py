@@ -1,0 +1,95 @@
+"""Private names of Optuna that this package uses, one small function each. No other file uses any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import PartialFixedSampler
+from optuna.samplers._base import _process_constraints_after_trial
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+_FIXED_PARAMS_KEY = "fixed_params"  # system attribute of a trial that enqueue_trial has queued
+_CONSTRAINTS_KEY = "constraints"  # system attribute of a trial, up to Optuna 4
+
+
+def whole_study(study: Study) -> Study:
+    """Return the study with all of its trials: Hyperband hands samplers and pruners a view of one bracket."""
+    return getattr(study, "_study", study)
+
+
+def storage(study: Study) -> BaseStorage:
+    """Return the storage that holds a study."""
+    return study._storage
+
+
+def study_id(study: Study) -> int:
+    """Return a study's id in its storage."""
+    return study._study_id
+
+
+def trial_id(trial: FrozenTrial) -> int:
+    """Return a trial's id in its storage."""
+    return trial._trial_id
+
+
+def trial_id_of_number(study: Study, number: int) -> int:
+    """Return the id of the trial with this number, or raise ``KeyError``."""
+    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+
+
+def get_trial(study: Study, trial_id: int) -> FrozenTrial:
+    """Read one trial by its id."""
+    return study._storage.get_trial(trial_id)
+
+
+def get_study_system_attr(study: Study, key: str, default: Any = None) -> Any:
+    """Read a system attribute of a study."""
+    return study._storage.get_study_system_attrs(study._study_id).get(key, default)
+
+
+def set_study_system_attr(study: Study, key: str, value: Any) -> None:
+    """Write a system attribute of a study; ``value`` is plain JSON."""
+    study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+def set_trial_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Write a system attribute of an unfinished trial; ``value`` is plain JSON."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def queued_params(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that ``enqueue_trial`` has given a trial."""
+    return dict(trial.system_attrs.get(_FIXED_PARAMS_KEY, {}))
+
+
+def fixed_params(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that ``enqueue_trial`` or a ``PartialFixedSampler`` has fixed for a trial."""
+    sampler = study.sampler
+    partly_fixed = sampler._fixed_params if isinstance(sampler, PartialFixedSampler) else {}
+    return {**partly_fixed, **queued_params(trial)}
+
+
+def constraint_values(trial: FrozenTrial) -> list[float]:
+    """Return a trial's constraint values, at most 0 where it is feasible; none where it has no constraints."""
+    if hasattr(trial, "constraints"):  # Optuna 5
+        return list(trial.constraints.values())
+    return list(trial.system_attrs.get(_CONSTRAINTS_KEY) or ())
+
+
+def store_constraints(
+    constraints_func: Callable[[FrozenTrial], Sequence[float]], study: Study, trial: FrozenTrial, state: TrialState
+) -> None:
+    """Call ``constraints_func`` on a trial that is about to finish, and store its values as Optuna's samplers do."""
+    _process_constraints_after_trial(constraints_func, study, trial, state)
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is one that a distribution can have."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
