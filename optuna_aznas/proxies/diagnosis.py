@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -10,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from optuna_aznas.proxies.aznas import AZNAS_PROXIES, BlockScores
+from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from optuna_aznas.proxies.evaluator import ProxyEvaluator
-from optuna_aznas.proxies.scores import ProxyScores
+from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 
 #: A block's t = 2 - sigma - 1/sigma is below this where sigma lies outside 0.5 to 2: a block that halves or doubles
 #: gradients. Ten such blocks in a row make a factor of a thousand. Blocks of networks that train well lie within: a
@@ -39,30 +38,17 @@ COSTLY, LITTLE = 2.0, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockDiagnosis:
-    """What the proxies saw at one block, and what stands out there.
+class BlockDiagnosis(BlockScores):
+    """The proxy scores of one block, and what is conspicuous about them.
+
+    The attributes of :class:`BlockScores`, and:
 
     Attributes:
-        name: The block's name in the model; the first entry is the stem.
-        shape: Shape of the block's output for one sample, without the batch dimension.
-        entropy: Entropy of the normalised eigenvalues of the output's channel covariance, in nats; NaN where the output
-            is constant or not finite.
-        step: The entropy minus that of the block before; NaN for the stem.
-        spectral_norm: Largest singular value of the block's mean Jacobian; NaN for the stem.
-        trainability: ``2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem.
-        complexity: Multiply-accumulates of one sample since the block before.
         share: The share of the model's whole complexity, 0 to 1; NaN where the model has none. What follows the last
             block, the head, belongs to no block.
-        findings: What stands out, in plain words, each with the rule behind it.
+        findings: What is conspicuous, in plain words, each with the rule behind it.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    entropy: float
-    step: float
-    spectral_norm: float
-    trainability: float
-    complexity: float
     share: float
     findings: tuple[str, ...]
 
@@ -81,7 +67,7 @@ class Diagnosis:
     scores: ProxyScores
     findings: tuple[str, ...]
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[dict[str, Any]]:
         """Return a dict for each block that JSON can hold: NaN is ``None``, an infinity a string such as ``"-inf"``."""
         return [{name: _plain(value) for name, value in dataclasses.asdict(block).items()} for block in self.blocks]
 
@@ -112,7 +98,7 @@ class Diagnosis:
             ]
             lines.append("  ".join(cells).rstrip())
             lines += [f"    ! {finding}" for finding in findings]
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.as_dict().items())
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.to_dict().items())
         return "\n".join([*lines, "", f"scores: {scores}", *(f"- {finding}" for finding in self.findings)])
 
 
@@ -140,7 +126,7 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
             computed, whether it names them or not.
 
     Returns:
-        The diagnosis: ``print`` it, or take its ``blocks``, ``findings`` and ``as_dicts()``.
+        The diagnosis: ``print`` it, or take its ``blocks``, ``findings`` and ``to_dicts()``.
 
     Raises:
         ProxyEvaluationError: The model cannot be scored.
@@ -157,16 +143,15 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
     """
     if not isinstance(evaluator, ProxyEvaluator):
         raise TypeError(f"evaluator must be a ProxyEvaluator; got {type(evaluator).__name__}.")
-    complete = copy.copy(evaluator)
-    complete.proxies = (*evaluator.proxies, *(name for name in AZNAS_PROXIES if name not in evaluator.proxies))
-    full = complete(model)
-    values = full.as_dict()
+    missing = [name for name in AZNAS_PROXIES if name not in evaluator.proxies]
+    full = evaluator.replace(proxies=(*evaluator.proxies, *missing))(model)
+    values = full.to_dict()
     scores = ProxyScores(
         [values[name] for name in evaluator.proxies],
         names=evaluator.proxies,
         blocks=full.blocks,
         seconds=full.seconds,
-        how=full.how,
+        block_source=full.block_source,
     )
     total = values["complexity"]
     blocks = []
@@ -175,8 +160,8 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         before = full.blocks[i - 1] if i else None
         fields = dataclasses.asdict(block)
         blocks.append(BlockDiagnosis(**fields, share=share, findings=_findings(block, before, share, len(full.blocks))))
-    how = f"{len(blocks)} features, {full.how}: {_listed([block.name for block in blocks])}"
-    return Diagnosis(tuple(blocks), scores, (how, *_model_findings(blocks, values)))
+    features = f"{len(blocks)} features, {full.block_source}: {_listed([block.name for block in blocks])}"
+    return Diagnosis(tuple(blocks), scores, (features, *_model_findings(blocks, values)))
 
 
 def _findings(block: BlockScores, before: BlockScores | None, share: float, n_blocks: int) -> tuple[str, ...]:
@@ -239,7 +224,7 @@ def _cost_finding(block: BlockScores, share: float, n_blocks: int) -> str | None
     return None
 
 
-def is_identity(block: BlockScores | BlockDiagnosis) -> bool:
+def is_identity(block: BlockScores) -> bool:
     """Whether a block hands on what it is given: it has a finite sigma, and yet no finite trainability."""
     return math.isfinite(block.spectral_norm) and not math.isfinite(block.trainability)
 

@@ -12,20 +12,18 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Reporter
 from optuna_aznas.proxies.features.blocks import has_children
 from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
-from optuna_aznas.proxies.features.trace import BlockPass, MacCounter, PassReport, call_model, vector_jacobian_product
+from optuna_aznas.proxies.model.forward import call_model
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
-from optuna_aznas.proxies.model.weights import Substitute, substituted
 
 #: Functions that look up rows of a table.
 _LOOKUPS = {
@@ -61,46 +59,23 @@ class _Feature:
     previous: Node | None
 
 
-def run_whole(
-    model: nn.Module,
-    state: Sequence[Substitute],
-    inputs: Any,
-    *,
-    observe: Callable[[BlockPass], None],
-    draw_cotangent: Callable[[Tensor], Tensor] | None,
-    count_macs: bool,
-) -> PassReport:
-    """Run ``model`` once as a whole, find its features, and report them to ``observe`` in the order of execution.
+def run_whole(request: PassRequest) -> PassReport:
+    """Run a model once as a whole, find its features, and report them in the order of execution.
 
     Args:
-        model: The model, in the mode in which it should run.
-        state: What to run it with in the place of its parameters and buffers.
-        inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
-        observe: Called once with each :class:`BlockPass`, the stem's first.
-        draw_cotangent: Makes v for a feature; ``None`` saves the backward pass.
-        count_macs: Whether to count multiply-accumulates.
-
-    Returns:
-        How it went.
+        request: The model, and what to report of it.
 
     Raises:
         NotFoundError: The model has fewer than two such features.
         NoGradientError: The model runs without gradients.
-        ProxyEvaluationError: The forward failed, or gave no tensor.
+        ProxyEvaluationError: The forward failed, or returned no tensor.
     """
-    counter = MacCounter() if count_macs else None
-    recorder = _SourceRecorder(lambda: counter.total if counter else 0.0)
-    given = recorder.as_sources(inputs)
-    handles = recorder.watch(dict(model.named_modules()))
-    try:
-        with substituted(state), ExitStack() as modes:
-            if counter is not None:
-                modes.enter_context(counter)
-            modes.enter_context(recorder)
-            output = call_model(model, given)
-    finally:
-        for handle in handles:
-            handle.remove()
+    model, reporter = request.model, Reporter(request)
+    recorder = _SourceRecorder(lambda: reporter.macs)
+    given = recorder.as_sources(request.inputs)
+    with reporter.running(recorder) as handles:
+        recorder.watch(dict(model.named_modules()), handles)
+        output = call_model(model, given)
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
     if end is None:
@@ -113,8 +88,8 @@ def run_whole(
     features = _features(end, recorder)
     if len(features) < 2:
         raise NotFoundError("fewer than two tensors are such that everything passes through them")
-    _report(features, recorder, observe, draw_cotangent)
-    return PassReport(counter.total if counter else 0.0, connected=True)
+    _report(features, recorder, reporter)
+    return reporter.summary(connected=True)
 
 
 class _SourceRecorder(Recorder):
@@ -329,28 +304,22 @@ def _continues(feature: Tensor, later: Tensor, node: Node) -> bool:
     return pooled and later.shape[:2] == feature.shape[:2] and later.shape[2:].numel() > 1
 
 
-def _report(
-    features: Sequence[_Feature],
-    recorder: _SourceRecorder,
-    observe: Callable[[BlockPass], None],
-    draw_cotangent: Callable[[Tensor], Tensor] | None,
-) -> None:
-    number: dict[Node, int] = {}
-    begin, macs = 0, 0.0
-    for i, feature in enumerate(features):
-        result, tensor = feature.result, feature.result.tensor
+def _report(features: Sequence[_Feature], recorder: _SourceRecorder, reporter: Reporter) -> None:
+    indices: dict[Node, int] = {}
+    begin = 0
+    for feature in features:
+        result, start = feature.result, feature.previous
         name, module, layers = _name(result, begin, recorder)
-        cotangent = gradient = product = None
-        if draw_cotangent is not None and feature.previous is not None:
-            cotangent = draw_cotangent(tensor)
-            product = partial(vector_jacobian_product, tensor, recorder.results[feature.previous].tensor)
-            gradient = product(cotangent)
-        previous = None if feature.previous is None else number[feature.previous]
-        observe(
-            BlockPass(name, module, tensor.detach(), cotangent, gradient, result.macs - macs, product, previous, layers)
+        indices[result.tensor.grad_fn] = reporter.report(
+            name,
+            module,
+            result.tensor,
+            None if start is None else recorder.results[start].tensor,
+            macs=result.macs,
+            previous=None if start is None else indices[start],
+            layers=layers,
         )
-        number[tensor.grad_fn] = i
-        begin, macs = result.index, result.macs
+        begin = result.index
 
 
 def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
