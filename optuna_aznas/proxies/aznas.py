@@ -6,7 +6,7 @@ With features f_0 (stem), f_1, ..., f_L, the outputs of the primary blocks:
 * Expressivity is the sum of the e_l, progressivity the minimum of e_l - e_(l-1).
 * v is a tensor of random signs shaped as f_l, and g = J^T v its product with the Jacobian of block l. G is the mean
   Jacobian over the P positions, estimated from the pairs (g, v), and sigma_l its largest singular value.
-* Trainability is the mean of t_l = 2 - sigma_l - 1 / (sigma_l + 1e-6), which is 0 at sigma_l = 1 and negative elsewhere.
+* Trainability is the mean of t_l = 2 - sigma_l - 1 / (sigma_l + 1e-6): 0 at sigma_l = 1 and negative elsewhere.
 * Complexity is the number of multiply-accumulates of one sample.
 
 Source: Lee and Ham, "AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search", CVPR 2024

@@ -72,7 +72,7 @@ class ProxyEvaluator:
             four of AZ-NAS, three for transformers, and ten others from the literature. What is not named costs nothing.
         blocks: The primary blocks: see :func:`~optuna_aznas.proxies.find_blocks`.
         init: ``"auto"`` draws weights anew as said above; ``"kaiming"`` or ``"trunc_normal"`` name the draw; ``None``
-            keeps the model's own, for example pretrained ones. ``None`` still runs a convolutional network in train mode.
+            keeps the model's own, for example pretrained ones; a convolutional network still runs in train mode.
         jacobian: The estimate behind trainability: ``"moment"``, the paper to the letter, or ``"least-squares"``, free
             of the moment's sampling noise, hence as good with an eighth of the batch.
         repeats: Evaluations to average over, each with its own draws, at least 1.

@@ -1,14 +1,14 @@
 """Running a model over its features: the attempts to find them, in order, until one convinces.
 
-Where a model's module tree tells its blocks, hooks on these modules are tried first; where it does not, the model is run
-as a whole and its autograd graph tells. Each plan has a list of attempts:
+Where a model's module tree shows its blocks, hooks on these modules are tried first. Where it does not, the model is
+run as a whole and its autograd graph shows them. Each plan has a list of attempts:
 
 ===========================================  =================================================================
 plan                                         attempts
 ===========================================  =================================================================
 blocks named by the user                     at these modules
-found in the module tree, beyond doubt       at these modules; if they turn out not to be handed one another's
-                                             outputs, as a whole; if that fails, the first result counts
+found in the module tree, beyond doubt       at these modules; if few of them run on the output of another, as a
+                                             whole; if that fails, the first result counts
 found in the module tree, with doubt         as a whole; if that fails, at these modules
 none found in the module tree                as a whole
 ===========================================  =================================================================

@@ -1,7 +1,8 @@
 """The passes to a loss, shared by all proxies that need one.
 
-The loss is the cross-entropy with labels that are drawn: proxies see no data unless ``ProxyEvaluator(inputs=...)`` holds
-some. The forward pass runs once; its backward pass, and both passes on a second batch, run when a proxy asks for them.
+The loss is the cross-entropy with labels that are drawn: proxies see no data unless ``ProxyEvaluator(inputs=...)``
+holds some. The forward pass runs once. Its backward pass, and both passes on a second batch, run when a proxy asks for
+them.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ def record(trial: BaseTrial, scores: Mapping[str, float] | Any) -> None:
 
 def as_numbers(scores: Any) -> dict[str, float]:
     """Return scores by proxy name, in whatever form :func:`record` takes them; it raises the same errors."""
-    as_dict = getattr(scores, "as_dict", None)
-    if as_dict is not None:
-        scores = as_dict()
+    to_dict = getattr(scores, "to_dict", None)
+    if to_dict is not None:
+        scores = to_dict()
     if not isinstance(scores, Mapping):
         raise TypeError(
             f"scores must be ProxyScores or a mapping from proxy name to float; got {type(scores).__name__}."

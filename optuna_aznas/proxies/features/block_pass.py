@@ -54,8 +54,8 @@ class BlockPass:
 class Observer(Protocol):
     """Watches a pass and computes one proxy from it.
 
-    An observer that looks at blocks does so in :meth:`__call__`; one that intercepts operators returns a torch mode from
-    :meth:`surround`.
+    An observer that looks at blocks does so in :meth:`__call__`; one that intercepts operators returns a torch mode
+    from :meth:`surround`.
     """
 
     def surround(self) -> AbstractContextManager[Any]:

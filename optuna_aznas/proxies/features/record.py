@@ -1,8 +1,9 @@
 """A record of a forward pass: which tensor each autograd node returned, and which module was running.
 
-The autograd graph knows operations but no tensors and no modules. The recorder intercepts every function of torch during
-the forward pass, and keeps each tensor returned under its node. Hooks on the modules keep a stack of running calls. So a
-node found in the graph leads to its tensor, to the multiply-accumulates before it, and to the module that ran.
+The autograd graph knows operations, but no tensors and no modules. The recorder intercepts every function of torch
+during the forward pass, and keeps each tensor returned under its node. Hooks on the modules keep a stack of running
+calls. So a node found in the graph leads to its tensor, to the multiply-accumulates before it, and to the module that
+was running.
 """
 
 from __future__ import annotations
