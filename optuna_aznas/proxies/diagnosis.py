@@ -14,8 +14,8 @@ from optuna_aznas.proxies.evaluator import ProxyEvaluator
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 
 #: Trainability below which gradients die or explode in a block: t = 2 - sigma - 1/sigma at sigma = 0.5 or 2. Ten such
-#: blocks in a row make a factor of a thousand. In networks that train well sigma is 1.1 to 1.5 in a residual block, 0.55
-#: to 0.6 in a convolution with batch normalisation and ReLU, and up to 1.9 in a strided block.
+#: blocks in a row make a factor of a thousand. In networks that train well sigma is 1.1 to 1.5 in a residual block,
+#: 0.55 to 0.6 in a convolution with batch normalisation and ReLU, and up to 1.9 in a strided block.
 LOW_TRAINABILITY = -0.5
 
 #: Largest product of all sigmas, or smallest inverse. It bounds how the mean gradient changes from the last block to
