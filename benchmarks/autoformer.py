@@ -66,7 +66,7 @@ def _score(job: tuple[int, dict[str, Any], int, dict[str, Any]]) -> tuple[int, i
     index, arch, image_size, settings = job
     model, shape = build(arch, image_size), (3, image_size, image_size)
     scores = ProxyEvaluator(shape, proxies=ALL_PROXIES, **settings)(model)
-    table = scores.as_dict()
+    table = scores.to_dict()
     table["trainability (least squares)"] = trainability(list(scores.blocks))
     moment = ProxyEvaluator(shape, proxies="trainability", jacobian="moment", **settings)(model)
     return index, settings["seed"], table | {"trainability (moment)": moment.trainability}

@@ -38,8 +38,8 @@ def main() -> None:
     for name, case in CASES.items():
         torch.manual_seed(0)
         scores = ProxyEvaluator(**case.inputs, batch_size=4, device="cpu")(case.build(transformers))
-        how = "tree" if "tree" in scores.how else "running"
-        print(f"   * - {name}\n     - {len(scores.blocks)}\n     - {how}\n     - {summary(scores)}")
+        source = "tree" if "tree" in scores.block_source else "running"
+        print(f"   * - {name}\n     - {len(scores.blocks)}\n     - {source}\n     - {summary(scores)}")
 
 
 if __name__ == "__main__":

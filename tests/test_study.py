@@ -90,7 +90,7 @@ def test_ranking_equals_the_plain_formula():
     assert first.rank_score == pytest.approx(expected[order[0]])
     assert tuple(first.proxy_scores.values()) == first.values == tuple(study.trials[order[0]].values)
     assert list(first.proxy_scores) == study.metric_names
-    assert board.as_dicts()[0]["params_x"] == first.params["x"]
+    assert board.to_dicts()[0]["params_x"] == first.params["x"]
     lines = str(board).splitlines()
     assert len(lines) == 8
     assert lines[0].split() == ["place", "trial", "S", *study.metric_names, "params"]

@@ -26,7 +26,7 @@ def print_leaderboard(study: Study, n: int, form: str) -> None:
     if form == "table":
         print(board)
     else:
-        rows = board.as_dicts()
+        rows = board.to_dicts()
         if len(study.directions) == 1:
             for row, entry in zip(rows, board, strict=True):
                 row["value"] = entry.values[0]

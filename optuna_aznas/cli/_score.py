@@ -75,8 +75,8 @@ def run(options: argparse.Namespace) -> None:
     except az.ProxyEvaluationError as error:
         raise CommandError(str(error)) from error
     if options.format == "json":
-        scores = {name: _plain(value) for name, value in diagnosis.scores.as_dict().items()}
-        report = {"scores": scores, "blocks": diagnosis.as_dicts(), "findings": list(diagnosis.findings)}
+        scores = {name: _plain(value) for name, value in diagnosis.scores.to_dict().items()}
+        report = {"scores": scores, "blocks": diagnosis.to_dicts(), "findings": list(diagnosis.findings)}
         print(json.dumps(report, indent=2, allow_nan=False))
     else:
         print(diagnosis)

@@ -1,11 +1,11 @@
-"""A model becomes numbers. Imports torch, never optuna."""
+"""Proxy scores of untrained networks. Imports torch, never optuna."""
 
-from optuna_aznas.proxies.aznas import BlockScores
 from optuna_aznas.proxies.diagnosis import BlockDiagnosis, Diagnosis, diagnose
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.evaluator import ALL_PROXIES, DEFAULT, EXTENDED, ProxyEvaluator
+from optuna_aznas.proxies.evaluator import ProxyEvaluator
 from optuna_aznas.proxies.features.blocks import find_blocks
-from optuna_aznas.proxies.scores import ProxyScores
+from optuna_aznas.proxies.registry import ALL_PROXIES, DEFAULT, EXTENDED
+from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 
 __all__ = [
     "ALL_PROXIES",

@@ -1,8 +1,7 @@
-"""What stands out in one model, block by block, in plain words."""
+"""diagnose: the proxy scores of one model block by block, and findings about them in words."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -10,78 +9,64 @@ from typing import Any
 
 from torch import nn
 
-from optuna_aznas.proxies.aznas import AZNAS_PROXIES, BlockScores
+from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from optuna_aznas.proxies.evaluator import ProxyEvaluator
-from optuna_aznas.proxies.scores import ProxyScores
+from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 
-#: A block's t = 2 - sigma - 1/sigma is below this where sigma lies outside 0.5 to 2: a block that halves or doubles
-#: gradients. Ten such blocks in a row make a factor of a thousand. Blocks of networks that train well lie within: a
-#: residual block 1.1 to 1.5, a convolution with batch normalisation and ReLU 0.55 to 0.6, a strided block up to 1.9.
+#: Trainability below which gradients die or explode in a block: t = 2 - sigma - 1/sigma at sigma = 0.5 or 2. Ten such
+#: blocks in a row make a factor of a thousand. In networks that train well sigma is 1.1 to 1.5 in a residual block,
+#: 0.55 to 0.6 in a convolution with batch normalisation and ReLU, and up to 1.9 in a strided block.
 LOW_TRAINABILITY = -0.5
 
-#: The product of all sigmas bounds how the mean gradient changes from the last block to the first. Beyond a thousand,
-#: no learning rate suits both ends.
+#: Largest product of all sigmas, or smallest inverse. It bounds how the mean gradient changes from the last block to
+#: the first, and beyond a thousand no learning rate suits both ends.
 GRADIENT_RANGE = 1e3
 
-#: A step of -log(4/3) = -0.29 nats: a quarter of the directions that the features before had are gone.
+#: Share of the previous feature's directions whose loss is a finding: a step of log(1 - 0.25) = -0.29 nats.
 LOST_DIRECTIONS = 0.25
 
-#: Entropy (nats) below which features vary along one direction: zero but for rounding.
+#: Entropy (nats) below which features vary along one direction only: zero up to rounding.
 ONE_DIRECTION = 0.01
 
-#: Features that vary along fewer than this share of the directions that they could have count as collapsed. Noise
-#: through random weights leaves a third and more in sound networks.
+#: Share of the possible directions below which features count as collapsed. In sound networks at random weights and on
+#: noise, features vary along a third and more.
 COLLAPSED = 0.1
 
-#: A block is costly with twice the average share of the complexity; it gives little with a step below this (nats),
-#: that is less than 5% more directions.
-COSTLY, LITTLE = 2.0, 0.05
+COSTLY = 2.0  # multiple of the average share of complexity from which a block is costly
+LITTLE = 0.05  # step (nats) below which a block gives little: fewer than 5% more directions
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockDiagnosis:
-    """What the proxies saw at one block, and what stands out there.
+class BlockDiagnosis(BlockScores):
+    """The proxy scores of one block, and what is conspicuous about them.
+
+    The attributes of :class:`BlockScores`, and:
 
     Attributes:
-        name: The block's name in the model; the first entry is the stem.
-        shape: Shape of the block's output for one sample, without the batch dimension.
-        entropy: Entropy of the normalised eigenvalues of the output's channel covariance, in nats; NaN where the output
-            is constant or not finite.
-        step: The entropy minus that of the block before; NaN for the stem.
-        spectral_norm: Largest singular value of the block's mean Jacobian; NaN for the stem.
-        trainability: ``2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem.
-        complexity: Multiply-accumulates of one sample since the block before.
         share: The share of the model's whole complexity, 0 to 1; NaN where the model has none. What follows the last
             block, the head, belongs to no block.
-        findings: What stands out, in plain words, each with the rule behind it.
+        findings: What is conspicuous, in plain words, each with the rule behind it.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    entropy: float
-    step: float
-    spectral_norm: float
-    trainability: float
-    complexity: float
     share: float
     findings: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """A model looked at block by block; prints as a table.
+    """The diagnosis of a model block by block; prints as a table.
 
     Attributes:
         blocks: A :class:`BlockDiagnosis` for the stem and each block, in the order of execution.
-        scores: What the model scored with the evaluator's proxies.
-        findings: What stands out in the model as a whole; the first says how the blocks were chosen.
+        scores: The proxy scores of the model, with the evaluator's proxies.
+        findings: What is conspicuous in the model as a whole; the first says how the blocks were chosen.
     """
 
     blocks: tuple[BlockDiagnosis, ...]
     scores: ProxyScores
     findings: tuple[str, ...]
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[dict[str, Any]]:
         """Return a dict for each block that JSON can hold: NaN is ``None``, an infinity a string such as ``"-inf"``."""
         return [{name: _plain(value) for name, value in dataclasses.asdict(block).items()} for block in self.blocks]
 
@@ -112,12 +97,12 @@ class Diagnosis:
             ]
             lines.append("  ".join(cells).rstrip())
             lines += [f"    ! {finding}" for finding in findings]
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.as_dict().items())
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.to_dict().items())
         return "\n".join([*lines, "", f"scores: {scores}", *(f"- {finding}" for finding in self.findings)])
 
 
 def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
-    """Look at a model block by block: where it loses expressivity or gradients, and what costs much for little.
+    """Diagnose a model block by block: where it loses expressivity or gradients, and which blocks cost much for little.
 
     The rules, for each block:
 
@@ -132,15 +117,15 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
     * *costs much for little*: at least twice the average share of the complexity, and a step below 0.05 nats.
 
     And for the model: how the blocks were chosen; the product of all sigmas beyond a factor of a thousand;
-    no growth of entropy from the first block to the last; a score that is not finite, with the block that is to blame.
+    no growth of entropy from the first block to the last; a proxy score that is not finite, with its cause.
 
     Args:
         model: The model; it comes back untouched.
-        evaluator: Says on what inputs, with which weights and which blocks to look. All four AZ-NAS proxies are
-            computed, whether it names them or not.
+        evaluator: Determines the inputs, weights and blocks. All four AZ-NAS proxies are computed, whether it names
+            them or not.
 
     Returns:
-        The diagnosis: ``print`` it, or take its ``blocks``, ``findings`` and ``as_dicts()``.
+        The diagnosis: ``print`` it, or take its ``blocks``, ``findings`` and ``to_dicts()``.
 
     Raises:
         ProxyEvaluationError: The model cannot be scored.
@@ -157,16 +142,15 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
     """
     if not isinstance(evaluator, ProxyEvaluator):
         raise TypeError(f"evaluator must be a ProxyEvaluator; got {type(evaluator).__name__}.")
-    complete = copy.copy(evaluator)
-    complete.proxies = (*evaluator.proxies, *(name for name in AZNAS_PROXIES if name not in evaluator.proxies))
-    full = complete(model)
-    values = full.as_dict()
+    missing = [name for name in AZNAS_PROXIES if name not in evaluator.proxies]
+    full = evaluator.replace(proxies=(*evaluator.proxies, *missing))(model)
+    values = full.to_dict()
     scores = ProxyScores(
         [values[name] for name in evaluator.proxies],
         names=evaluator.proxies,
         blocks=full.blocks,
         seconds=full.seconds,
-        how=full.how,
+        block_source=full.block_source,
     )
     total = values["complexity"]
     blocks = []
@@ -175,8 +159,8 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         before = full.blocks[i - 1] if i else None
         fields = dataclasses.asdict(block)
         blocks.append(BlockDiagnosis(**fields, share=share, findings=_findings(block, before, share, len(full.blocks))))
-    how = f"{len(blocks)} features, {full.how}: {_listed([block.name for block in blocks])}"
-    return Diagnosis(tuple(blocks), scores, (how, *_model_findings(blocks, values)))
+    features = f"{len(blocks)} features, {full.block_source}: {_listed([block.name for block in blocks])}"
+    return Diagnosis(tuple(blocks), scores, (features, *_model_findings(blocks, values)))
 
 
 def _findings(block: BlockScores, before: BlockScores | None, share: float, n_blocks: int) -> tuple[str, ...]:
@@ -239,8 +223,8 @@ def _cost_finding(block: BlockScores, share: float, n_blocks: int) -> str | None
     return None
 
 
-def is_identity(block: BlockScores | BlockDiagnosis) -> bool:
-    """Whether a block hands on what it is given: it has a finite sigma, and yet no finite trainability."""
+def is_identity(block: BlockScores) -> bool:
+    """Whether a block returns its input: it has a finite sigma, but no finite trainability."""
     return math.isfinite(block.spectral_norm) and not math.isfinite(block.trainability)
 
 

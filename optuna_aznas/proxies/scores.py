@@ -1,38 +1,64 @@
-"""What a model scored."""
+"""The proxy scores of a model, and of each of its blocks."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from optuna_aznas.proxies.aznas import BlockScores
+
+@dataclasses.dataclass(frozen=True)
+class BlockScores:
+    """Proxy scores of one block, measured at its output.
+
+    Attributes:
+        name: The block's name in the model; the first entry is the stem.
+        shape: Shape of the block's output f_l for one sample, without the batch dimension.
+        entropy: Entropy e_l of the normalised eigenvalues of the output's channel covariance, in nats, between 0 and
+            log(channels); NaN where the output is constant or not finite.
+        step: ``e_l - e_{l-1}``, against the feature that the block started from, in nats; NaN for a stem.
+        spectral_norm: sigma, the largest singular value of the block's mean Jacobian; NaN for the stem.
+        trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem, ``-inf`` for an identity in
+            a CNN.
+        complexity: Multiply-accumulates of one sample since the feature before.
+
+    A quantity that no named proxy needs is NaN, or 0 for complexity.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    entropy: float
+    step: float
+    spectral_norm: float
+    trainability: float
+    complexity: float
 
 
 class ProxyScores(tuple[float, ...]):
-    """What a model scored: a tuple of floats that Optuna takes as objective values as it is.
+    """The proxy scores of a model: a tuple of floats, which Optuna takes as objective values.
 
-    Bigger is better for every proxy. A score that came out NaN is ``-inf``: ranked last.
+    Bigger is better for every proxy. NaN becomes ``-inf``, which ranks last.
 
     Attributes:
         names: The proxies' names, in the order of the values. Each is also an attribute: ``scores.expressivity``.
         blocks: A :class:`~optuna_aznas.proxies.BlockScores` for the stem and each block, in the order of execution
             (of the first repeat, where there are several).
-        seconds: Wall-clock time of the evaluation.
-        how: How the blocks were chosen, in words; empty where none were.
+        seconds: Wall-clock time of the evaluation, in seconds.
+        block_source: How the blocks were chosen, in words; empty where no named proxy looks at blocks.
 
     Example:
         >>> scores = ProxyScores([57.1, 0.2], names=["expressivity", "progressivity"])
         >>> scores.progressivity
         0.2
-        >>> scores.as_dict()
+        >>> scores.to_dict()
         {'expressivity': 57.1, 'progressivity': 0.2}
     """
 
     names: tuple[str, ...]
     blocks: tuple[BlockScores, ...]
     seconds: float
-    how: str
+    block_source: str
 
     def __new__(
         cls,
@@ -41,7 +67,7 @@ class ProxyScores(tuple[float, ...]):
         names: Sequence[str],
         blocks: Iterable[BlockScores] = (),
         seconds: float = math.nan,
-        how: str = "",
+        block_source: str = "",
     ) -> ProxyScores:
         scores = super().__new__(cls, (-math.inf if math.isnan(value) else float(value) for value in values))
         if len(names) != len(scores):
@@ -49,11 +75,11 @@ class ProxyScores(tuple[float, ...]):
         scores.names = tuple(names)
         scores.blocks = tuple(blocks)
         scores.seconds = seconds
-        scores.how = how
+        scores.block_source = block_source
         return scores
 
-    def as_dict(self) -> dict[str, float]:
-        """Return the scores by proxy name."""
+    def to_dict(self) -> dict[str, float]:
+        """Return the proxy scores by name."""
         return dict(zip(self.names, self, strict=True))
 
     def __getattr__(self, name: str) -> float:
@@ -62,13 +88,17 @@ class ProxyScores(tuple[float, ...]):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.as_dict().items())})"
+        return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.to_dict().items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds, self.how)
+        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds, self.block_source)
 
 
 def _restore_scores(
-    values: tuple[float, ...], names: tuple[str, ...], blocks: tuple[BlockScores, ...], seconds: float, how: str
+    values: tuple[float, ...],
+    names: tuple[str, ...],
+    blocks: tuple[BlockScores, ...],
+    seconds: float,
+    block_source: str,
 ) -> ProxyScores:
-    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds, how=how)
+    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds, block_source=block_source)

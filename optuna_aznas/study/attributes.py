@@ -47,9 +47,9 @@ def record(trial: BaseTrial, proxy_scores: Mapping[str, float] | Any) -> None:
 
 def as_numbers(proxy_scores: Any) -> dict[str, float]:
     """Return proxy scores by proxy name, from any form that :func:`record` takes; it raises the same errors."""
-    as_dict = getattr(proxy_scores, "as_dict", None)
-    if as_dict is not None:
-        proxy_scores = as_dict()
+    to_dict = getattr(proxy_scores, "to_dict", None)
+    if to_dict is not None:
+        proxy_scores = to_dict()
     if not isinstance(proxy_scores, Mapping):
         raise TypeError(
             "proxy_scores must be ProxyScores or a mapping from proxy name to float; "

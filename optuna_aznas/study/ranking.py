@@ -62,7 +62,7 @@ class LeaderboardEntry:
 class Leaderboard(tuple[LeaderboardEntry, ...]):
     """The best trials of a study, best first: a tuple of :class:`LeaderboardEntry` that prints as a table."""
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[dict[str, Any]]:
         """Return a flat dict for each entry, as ``pandas.DataFrame`` takes them; parameters are prefixed
         ``params_``.
         """

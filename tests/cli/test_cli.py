@@ -228,7 +228,7 @@ def test_score(run, folder):
     assert run("score", "my_nets:model", "--input-shape", "3x8x8", "--device", "cpu")[1] == table
     status, out, _ = run("score", "my_nets:make", "--input-shape", "3,8,8", "--device", "cpu", "--format", "json")
     report = json.loads(out)
-    assert report["scores"] == pytest.approx(evaluator(my_nets.make()).as_dict())
+    assert report["scores"] == pytest.approx(evaluator(my_nets.make()).to_dict())
     assert len(report["blocks"]) == 3
     assert report["findings"]
 

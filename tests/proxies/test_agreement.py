@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluator
-from optuna_aznas.proxies import evaluator as evaluator_module
-from optuna_aznas.proxies import find_blocks
+from optuna_aznas.proxies import feature_pass, find_blocks
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch
 from tests import reference
 
@@ -57,7 +56,7 @@ def noise_and_signs(monkeypatch):
         generator = torch.Generator().manual_seed(feature.numel() + feature.shape[1])
         return reference.random_signs(feature, generator)
 
-    monkeypatch.setattr(evaluator_module, "_rademacher", lambda generator: signs)
+    monkeypatch.setattr(feature_pass, "random_signs", lambda generator: signs)
     return signs
 
 
@@ -194,13 +193,13 @@ def test_what_is_not_named_is_not_computed(monkeypatch):
 def test_repeats_average_over_draws(monkeypatch):
     model = ResNetish()
     singles = []
-    score_once = ProxyEvaluator._score_once
+    score_once = ProxyEvaluator._score_repeat
 
     def keep(self, *args):
         singles.append(score_once(self, *args))
         return singles[-1]
 
-    monkeypatch.setattr(ProxyEvaluator, "_score_once", keep)
+    monkeypatch.setattr(ProxyEvaluator, "_score_repeat", keep)
     scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", seed=5, repeats=3)(model)
     assert len({values["expressivity"] for values, *_ in singles}) == 3  # three draws indeed
     for i, name in enumerate(scores.names):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -11,8 +13,15 @@ from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
 from optuna_aznas.proxies import ALL_PROXIES
-from optuna_aznas.proxies.classic import CLASSIC_PROXIES, ClassicProxies, zico
+from optuna_aznas.proxies.context import ScoringContext, Seeds
+from optuna_aznas.proxies.loss_pass import LossPass
 from optuna_aznas.proxies.model.weights import substitute_state
+from optuna_aznas.proxies.proxy import Stage
+from optuna_aznas.proxies.registry import REGISTRY
+from optuna_aznas.proxies.zico import zico
+
+#: The proxies that do not look at blocks.
+CLASSIC_PROXIES = [proxy.name for proxy in REGISTRY.values() if proxy.stage is not Stage.FEATURES]
 
 
 class Small(nn.Module):
@@ -30,11 +39,25 @@ class Small(nn.Module):
         return self.classifier(self.second(x + self.first(x)).mean(dim=(2, 3)))
 
 
+class GivenSeed(ScoringContext):
+    """A context whose streams all start from its seed itself, so that a test can draw the same."""
+
+    def generator(self, purpose):
+        return torch.Generator().manual_seed(self.seeds.seed)
+
+
 def computed(model, x, names, second=None, seed=3):
     """The package's scores with the model's own weights, on ``x``, with labels from ``seed``."""
     state = substitute_state(model.named_modules(), init=None, generator=torch.Generator(), device=torch.device("cpu"))
-    generators = {name: torch.Generator().manual_seed(seed) for name in ("labels", "noise")}
-    return ClassicProxies(model, state, x, lambda: second, **generators).compute(names)
+    context = GivenSeed(model, False, state, x, lambda: second, Seeds(seed, 0), torch.device("cpu"))
+    proxies = [REGISTRY[name] for name in names]
+    needs = functools.reduce(operator.or_, (proxy.needs for proxy in proxies))
+    observers = {proxy.name: proxy.observer(context) for proxy in proxies if proxy.observer}
+    scores = {}
+    loss = LossPass(context, needs, observers) if any(proxy.stage is Stage.LOSS for proxy in proxies) else None
+    for proxy in proxies:
+        scores[proxy.name] = proxy.score(loss if proxy.stage is Stage.LOSS else context)
+    return scores
 
 
 @pytest.fixture
@@ -219,10 +242,10 @@ def test_what_is_not_named_costs_nothing(monkeypatch):
         raise AssertionError("computed without being named")
 
     with monkeypatch.context() as patch:
-        patch.setattr("optuna_aznas.proxies.evaluator.ClassicProxies", forbidden)
+        patch.setattr("optuna_aznas.proxies.evaluator.LossPass", forbidden)
         ProxyEvaluator((3, 8, 8), device="cpu")(Small())
     monkeypatch.setattr("optuna_aznas.proxies.evaluator.plan_blocks", forbidden)
-    monkeypatch.setattr("optuna_aznas.proxies.classic.call_model", forbidden)
+    monkeypatch.setattr(Small, "forward", forbidden)
     scores = ProxyEvaluator((3, 8, 8), proxies=("parameters", "trainable_layers"), device="cpu")(Small())
     assert scores.trainable_layers == 4
 

@@ -252,7 +252,7 @@ def test_scores_are_a_tuple_that_survives_pickling():
     scores = ProxyEvaluator((3, 16, 16), batch_size=4)(network())
     assert isinstance(scores, tuple)
     assert scores.names == ("expressivity", "progressivity", "trainability", "complexity")
-    assert scores.as_dict() == dict(zip(scores.names, scores, strict=True))
+    assert scores.to_dict() == dict(zip(scores.names, scores, strict=True))
     assert scores.expressivity == scores[0]
     assert scores.seconds > 0
     again = pickle.loads(pickle.dumps(scores))

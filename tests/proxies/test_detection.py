@@ -198,10 +198,10 @@ def test_names_say_where():
         "after layers.1.attention",
         "layers.1",
     ]
-    assert layers.how == "found in the tree of modules"
+    assert layers.block_source == "found in the tree of modules"
     pieces = ProxyEvaluator((3, 16, 16), device="cpu")(Transformer("pre", 1, "pieces", False))
     assert [block.name for block in pieces.blocks] == ["after patches", "after layers.0.0", "after layers.0.1"]
-    assert pieces.how.startswith("found by running the model")
+    assert pieces.block_source.startswith("found by running the model")
 
 
 def test_blocks_that_are_named_are_not_split():

@@ -120,7 +120,7 @@ def test_what_it_returns():
 
 def test_as_data():
     diagnosis = look(Does(lambda x: x * math.nan), Does(lambda x: x + 0), conv(16, 16))
-    rows = json.loads(json.dumps(diagnosis.as_dicts(), allow_nan=False))
+    rows = json.loads(json.dumps(diagnosis.to_dicts(), allow_nan=False))
     assert [row["name"] for row in rows] == [block.name for block in diagnosis.blocks]
     assert rows[0]["step"] is None
     assert rows[2]["trainability"] == "-inf"

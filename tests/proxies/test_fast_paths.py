@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator, spaces
-from optuna_aznas.proxies import aznas
-from optuna_aznas.proxies import evaluator as evaluator_module
-from optuna_aznas.proxies.features.trace import MacCounter
+from optuna_aznas.proxies import aznas, feature_pass, spectra
+from optuna_aznas.proxies.batching import BatchedDecompositions
+from optuna_aznas.proxies.features.cotangents import random_signs as draw_signs
+from optuna_aznas.proxies.model.counting import MacCounter
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch, to_params
 from tests.proxies.test_agreement import ARCHS, ResNetish
 from tests.proxies.test_contracts import assert_same, random_states, snapshot
@@ -41,9 +42,7 @@ def test_least_squares_is_the_smallest_solution(positions, channels, channels_of
     assume(not ((relative > 1e-6) & (relative < 0.03)).any())  # all but singular: single precision cannot tell
     solution = torch.linalg.pinv(v.double(), rtol=1e-6) @ g.double()
     expected = torch.linalg.svdvals(solution)[0].item()
-    observer = aznas.AZNASObserver(entropy=False, jacobian="least-squares", skip_identities=False)
-    observer._reduce_products([0], g[None], v[None])
-    (job,) = observer._sigmas
+    (job,) = aznas._by_least_squares(g[None], v[None])
     assert max(max(stack.shape) for stack in job.stacks) <= max(channels, channels_of_g)
     assert job.function(*job.stacks).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -54,7 +53,7 @@ def test_spectral_norm(rows, columns, log_scale, seed):
     """Also where squares would leave the range of single precision."""
     matrix = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, rows, columns))).float() * 10.0**log_scale
     expected = torch.linalg.svdvals(matrix)[0, 0].item()
-    assert aznas.spectral_norm(matrix).item() == pytest.approx(expected, rel=1e-5)
+    assert spectra.spectral_norm(matrix).item() == pytest.approx(expected, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=50)
@@ -62,15 +61,15 @@ def test_spectral_norm(rows, columns, log_scale, seed):
 def test_entropy_from_either_side(positions, channels, seed):
     x = torch.from_numpy(np.random.default_rng(seed).normal(size=(positions, channels))).double()
     covariance = torch.cov(x.T, correction=0).reshape(channels, channels)
-    expected = aznas.spectral_entropy(covariance[None]).item()
-    scatter = aznas.scatter(x[None])
+    expected = spectra.spectral_entropy(covariance[None]).item()
+    scatter = spectra.scatter(x[None])
     assert scatter.shape[-1] == min(positions, channels)
-    assert aznas.spectral_entropy(scatter).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert spectra.spectral_entropy(scatter).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_signs_are_independent_and_balanced():
     """Every bit of a word counts, and no tensor repeats another's signs."""
-    draw = evaluator_module._rademacher(torch.Generator().manual_seed(0))
+    draw = draw_signs(torch.Generator().manual_seed(0))
     like = torch.empty(8, 64, 32, 32)
     first, second = draw(like), draw(like)
     assert set(first.unique().tolist()) == {-1.0, 1.0}
@@ -89,16 +88,15 @@ def test_a_batch_that_is_reduced_later_gives_the_same(monkeypatch):
     """Blocks of one shape may wait for one another, as they do on a GPU."""
     evaluator, model = ProxyEvaluator((3, 32, 32), device="cpu"), Network(from_arch(ARCHS[1]), channels=4, cells=2)
     at_once = evaluator(model)
-    reduce, waiting = aznas.AZNASObserver._reduce, []
+    waiting = []
 
-    def only_at_the_end(self):
-        waiting.append(len(self._passes))
-        if len(self._passes) == len(at_once.blocks):
-            reduce(self)
+    def never(self, device):
+        waiting.append(sum(map(len, self._waiting.values())))
 
-    monkeypatch.setattr(aznas.AZNASObserver, "_reduce", only_at_the_end)
+    monkeypatch.setattr(BatchedDecompositions, "reduce_if_due", never)
     assert evaluator(model) == pytest.approx(at_once, rel=1e-4)
-    assert waiting[0] == 1
+    assert waiting == sorted(waiting)
+    assert waiting[-1] >= 2 * len(at_once.blocks) - 1  # a feature of each, and a product of all but the stem
 
 
 class Insists(nn.Module):
@@ -141,12 +139,18 @@ def test_layouts_agree(monkeypatch):
         generator = torch.Generator().manual_seed(feature.numel())
         return torch.randint(0, 2, feature.shape, generator=generator).to(feature.dtype) * 2 - 1
 
-    monkeypatch.setattr(evaluator_module, "_rademacher", lambda generator: signs)
+    monkeypatch.setattr(feature_pass, "random_signs", lambda generator: signs)
     evaluator = ProxyEvaluator(inputs=x, init=None, device="cpu")
     last = evaluator(model)
-    run = ProxyEvaluator._run
-    monkeypatch.setattr(ProxyEvaluator, "_run", lambda self, *args, streamlined: run(self, *args, streamlined=False))
+    prepared, ways = ProxyEvaluator._prepared, []
+
+    def as_written(self, subject, seeds, *, streamlined):
+        ways.append(streamlined)
+        return prepared(self, subject, seeds, streamlined=False)
+
+    monkeypatch.setattr(ProxyEvaluator, "_prepared", as_written)
     assert evaluator(model) == pytest.approx(last, rel=1e-9)
+    assert ways == [True]
 
 
 def test_a_model_without_weights_scores_the_same():

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluator
+from optuna_aznas.proxies.attention import AttentionObserver
 from optuna_aznas.proxies.aznas import trainability
-from optuna_aznas.proxies.transformer import AttentionObserver
 from optuna_aznas.spaces.autoformer import VisionTransformer
 
 

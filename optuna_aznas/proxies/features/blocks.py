@@ -1,8 +1,7 @@
-"""Which modules are a model's primary blocks.
+"""Finding a model's primary blocks in its module tree.
 
-The primary blocks are the units that a network repeats: the cells of NAS-Bench-201, the residual blocks of a
-ResNet, the layers of a transformer. Their outputs, together with the stem's, are the features that the proxies
-look at.
+The primary blocks are the units that a network repeats: the cells of NAS-Bench-201, the residual blocks of a ResNet,
+the layers of a transformer. Their outputs and the stem's are the features that the proxies are computed from.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class BlockPlan:
 
     Attributes:
         blocks: Modules whose outputs are features, by name; may be empty if ``automatic``.
-        automatic: Whether they were found, not chosen by the user.
-        trusted: Whether the module tree leaves little doubt that they are the blocks.
+        automatic: Whether they were found and not chosen by the user.
+        trusted: Whether they were chosen by the user, or the module tree leaves little doubt that they are the blocks.
         split: Names of those that may be split at their residual sums.
     """
 
@@ -40,7 +39,7 @@ class BlockPlan:
 
 
 def plan_blocks(model: nn.Module, blocks: BlockChoice = None) -> BlockPlan:
-    """Say where to look for a model's features, as far as its module tree tells.
+    """Return where to look for a model's features, judging by its module tree.
 
     Args:
         model: Any module.
@@ -104,8 +103,8 @@ def _may_be_split(block: nn.Module) -> bool:
 def _is_telling(model: nn.Module, found: dict[str, nn.Module]) -> bool:
     """Whether modules found in the tree are blocks beyond doubt.
 
-    That is so where a container holds most of them, and nothing outside it holds repeated units of its own; or where
-    they form a chain that ``Sequential`` runs.
+    They are where containers hold most of them and none of the others holds repeated units of its own, or where they
+    form a chain that ``Sequential`` runs.
     """
     parents = _parents(model, found)
     if not any(map(has_children, found.values())):
@@ -128,6 +127,7 @@ def _parents(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
 
 
 def _holds_units(module: nn.Module) -> bool:
+    """Whether a container within a module holds two units of one class."""
     for inner in module.modules():
         if isinstance(inner, _CONTAINERS):
             kinds = [type(m) for m in inner if has_children(m) and not isinstance(m, _CONTAINERS)]
@@ -177,8 +177,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the blocks as :func:`find_blocks` describes; empty if there are fewer than two."""
     units = dict(_units(model))
-    while len(units) == 1:  # a wrapper or an encoder: look inside
+    while len(units) == 1:  # a wrapper or an encoder: open it
         ((name, unit),) = units.items()
         inner = dict(_units(unit, f"{name}."))
         if not inner:
@@ -226,6 +227,7 @@ def _chain(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the units of a module by name, with containers opened."""
     for child_name, child in module.named_children():
         name = prefix + child_name
         if isinstance(child, _CONTAINERS) and any(map(has_children, child)):
@@ -248,6 +250,7 @@ def has_weight(module: nn.Module) -> bool:
 
 
 def candidates(model: nn.Module) -> str:
+    """Return a sentence for error messages that lists modules to choose as blocks."""
     names = [name for name, module in model.named_modules() if name and has_weight(module)]
     if not names:
         return "It has no module with a weight matrix or kernel at all."

@@ -1,9 +1,13 @@
-"""Where everything that a model computes passes through one tensor.
+"""Cut vertices of the autograd graph: tensors through which everything that a model computes passes.
 
-The autograd graph of a forward pass says which results depend on which. A node through which every path from an input
-to the output leads is a *cut vertex*: between two of them lies a piece of the network with one input and one output,
-which is what a block is. In a residual network the sum of shortcut and branch is one, and nothing inside a branch is;
-in a plain chain every layer is.
+The autograd graph of a forward pass says which results depend on which. A node that lies on every path from an input to
+the output is a *cut vertex* (in terms of compilers: it dominates the output). Two neighbouring cut vertices enclose a
+piece of the network with one input and one output, which is what a block is. In a residual network the sum of shortcut
+and branch is a cut vertex, and nothing inside a branch is; in a plain chain every layer is.
+
+Cut vertices are found in one scan, without a general algorithm for dominators. Take the nodes in topological order, and
+for each node the position of its last use. Node i is a cut vertex if no edge jumps over it: no node before i is used
+after i, and all roots lie at or before i.
 """
 
 from __future__ import annotations
@@ -20,24 +24,26 @@ from torch import Tensor
 #: A node of the autograd graph.
 Node: TypeAlias = Any
 
-#: Products with weights, or of activations with each other: what a block does its work with.
+#: Products of matrices, of activations with weights or with each other, by the names of their autograd nodes.
 _PRODUCT = re.compile(
     r"^(Addmm|Mm|Bmm|Baddbmm|Addbmm|Mv|Addmv|Linear|Bilinear|\w*Convolution\w*|SlowConv\w*|ConvDepthwise\w*|ScaledDotProduct\w*"
     r"|\w*Rnn\w*|\w*Lstm\w*|\w*Gru\w*|EmbeddingBag|Fft\w*)Backward"
 )
 
-#: What joins a shortcut and a branch. ``CopySlices`` is an operation in place on a view.
+#: Operations that join a shortcut and a branch. ``CopySlices`` is an operation in place on a view.
 _SUM = re.compile(r"^((Add|Sub|Addcmul|Lerp)Backward|torch::autograd::CopySlices)")
 
-#: What merges branches into one feature. A product of two branches is none: that is a gate, or attention.
+#: Operations that merge branches into one feature. The product of two branches does not: it is a gate or attention.
 _MERGE = re.compile(
     r"^(Add|Sub|Addcmul|Lerp|Cat|Stack|Maximum|Mean|Sum|NativeLayerNorm|NativeGroupNorm|NativeBatchNorm"
     r"|torch::autograd::CopySlices)"
 )
 
-#: A piece is opened that holds this many products, this many times as many as any other, so much of them on one path,
-#: and that falls into this many pieces with products: most of the network lies under one shortcut then.
-_MANY_PRODUCTS, _DOMINANT, _ONE_PATH, _FEWEST_PIECES = 4, 4, 0.65, 3
+# When a piece is opened because most of the network lies under one shortcut, as in a U-Net:
+_MANY_PRODUCTS = 4  # it holds at least this many products
+_DOMINANT = 4  # and at least this many times as many as any other piece
+_ONE_PATH = 0.65  # at least this share of them lies on one path
+_FEWEST_PIECES = 3  # and that path has at least this many pieces with products
 
 
 def is_product(node: Node) -> bool:
@@ -47,17 +53,17 @@ def is_product(node: Node) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What lies between two neighbouring cut vertices.
+    """The nodes between two neighbouring cut vertices.
 
     Attributes:
-        start: The cut vertex before.
-        end: The cut vertex behind, which belongs to the piece.
-        inside: What lies between them.
-        products: The products of matrices that the piece holds.
-        branches: Whether there is more in it than ``end``.
-        residual: Whether it is the sum of a path with products and one without.
+        start: The first cut vertex, which does not belong to the piece.
+        end: The second cut vertex, which does.
+        inside: The nodes between them.
+        products: The products of matrices in the piece.
+        branches: Whether the piece has nodes other than ``end``.
+        residual: Whether ``end`` adds a path with products and one without.
         merges: Whether ``end`` merges branches into one feature.
-        shortcut: Whether ``start`` is also used behind what follows, by a shortcut around an opened piece.
+        shortcut: Whether a shortcut leads from ``start`` around an opened piece, to a node behind this piece.
     """
 
     start: Node
@@ -96,8 +102,8 @@ class Graph:
         """Return the pieces from the sources to the output, in order.
 
         Args:
-            open_dominant: Open a piece that holds most of the network's products, if but for shortcuts around it most
-                of the work lies on one path, as in a U-Net.
+            open_dominant: Split a piece that holds most of the network's products, if most of them lie on one path
+                apart from shortcuts around it, as in a U-Net.
         """
         if not self.order:
             return []
@@ -105,7 +111,12 @@ class Graph:
         return self._pieces(everything, open_dominant=open_dominant)
 
     def _pieces(self, members: Sequence[int], *, open_dominant: bool) -> list[Piece]:
-        """Split a part of the graph, given by positions in topological order with one last, at its cut vertices."""
+        """Split a part of the graph at its cut vertices.
+
+        Args:
+            members: Positions of its nodes, in topological order; the last one is reached from all others.
+            open_dominant: As in :meth:`chain`.
+        """
         inside = set(members)
         last_use = dict.fromkeys(members, -1)
         for i in members:
@@ -116,7 +127,7 @@ class Graph:
         begun = 0
         for i in members:
             begun += not inside.intersection(self.before[i])
-            if furthest <= i and begun == roots:
+            if furthest <= i and begun == roots:  # no edge jumps over i
                 cuts.append(i)
             furthest = max(furthest, last_use[i])
         index = {i: k for k, i in enumerate(members)}
@@ -142,6 +153,11 @@ class Graph:
         return Piece(start, end, inside, products, bool(interior), residual, _MERGE.match(end.name()) is not None)
 
     def _opened(self, a: int, interior: Sequence[int], b: int) -> list[Piece] | None:
+        """Split the piece between cut vertices a and b along the branch with most products; ``None`` if none dominates.
+
+        For each input p of b, the nodes of the piece from which p is reached form a branch. The one with most products
+        is split at its own cut vertices, and the other inputs of b count as shortcuts.
+        """
         inside = set(interior)
         best: set[int] = set()
         most, at = 0, a
@@ -166,7 +182,10 @@ class Graph:
 
 
 def _topological(output: Node, sources: set[Node]) -> list[Node]:
-    """Return the nodes from which ``output`` is reached and which depend on a source, sources first."""
+    """Return the nodes that lead to ``output`` and depend on a source, in topological order.
+
+    This is a depth-first search with a stack of its own, as deep networks exceed Python's recursion limit.
+    """
     reaches: dict[Node, bool] = {}
     order = []
     stack = [(output, iter(output.next_functions))]

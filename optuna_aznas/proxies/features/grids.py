@@ -1,4 +1,4 @@
-"""Two features of different resolution, or layout, over the same positions."""
+"""Bringing two features of different resolution or layout onto the same positions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def position_rows(feature: Tensor, first: bool) -> Tensor:
 def on_one_grid(g: Tensor, v: Tensor, g_first: bool, v_first: bool) -> tuple[Tensor, Tensor]:
     """Return g and v as matrices (P, channels) over the same positions.
 
-    Where a block strides by s, g lies on the finer grid: space-to-depth (for images ``pixel_unshuffle``) moves each s x
-    s patch into the channels. Where it upsamples, v does. A grid that is not a multiple is cropped or padded
-    with zeros at its end.
+    The mean Jacobian needs as many rows of g as of v. Where a block strides by s, g lies on a grid that is s times
+    finer: space-to-depth (for images ``pixel_unshuffle``) moves each s x s patch of g into its channels. Each row then
+    holds the patch that corresponds to one position of v. Where a block upsamples, the same is done to v. A grid that
+    is not a multiple of the other is cropped, or padded with zeros, at its end.
 
-    Tokens lie on the grid of the image that they come from or go to, or on a square where their numbers are squares, on
-    a line otherwise. One or two tokens before the grid, such as a class token, are left out where they have no
-    counterpart.
+    Tokens lie on the grid of the image that they are made from or turned into; otherwise on a square where both numbers
+    are squares, and on a line where they are not. One or two tokens before the grid, such as a class token, are left
+    out where they have no counterpart.
 
     Args:
         g: A feature, batch first.
@@ -58,7 +59,7 @@ def on_one_grid(g: Tensor, v: Tensor, g_first: bool, v_first: bool) -> tuple[Ten
 
 
 def _of_one_rank(g: Tensor, v: Tensor, *, on_a_line: bool) -> tuple[Tensor, Tensor]:
-    """Give two features (B, *positions, C) as many dimensions of positions."""
+    """Return two features (B, *positions, C) with equal numbers of position dimensions."""
     if g.ndim == v.ndim and (g.ndim > 3 or on_a_line):
         return g, v
     if g.ndim == v.ndim:
@@ -75,7 +76,7 @@ def _of_one_rank(g: Tensor, v: Tensor, *, on_a_line: bool) -> tuple[Tensor, Tens
 
 
 def _of_tokens(g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring tokens (B, N, C) of different number onto lines or squares."""
+    """Bring tokens (B, N, C) of different numbers N onto squares, or leave them on lines."""
     n_g, n_v = g.shape[1], v.shape[1]
     if abs(n_g - n_v) in _EXTRA_TOKENS and min(n_g, n_v) > 2:
         return g[:, max(n_g - n_v, 0) :], v[:, max(n_v - n_g, 0) :]
@@ -88,19 +89,23 @@ def _of_tokens(g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _side(number: int) -> int:
-    """Return the side of a square of this many tokens; 0 if they make none."""
+    """Return the side of a square of this many tokens; 0 if the number is not a square."""
     return math.isqrt(number) if number > 0 and math.isqrt(number) ** 2 == number else 0
 
 
 def _like(number: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
-    """Return the grid of this many positions whose sides are to each other as ``sizes``; ``None`` if there is none."""
+    """Return the grid of this many positions whose sides have the ratios of ``sizes``; ``None`` if there is none."""
     ratio = (number / math.prod(sizes)) ** (1 / len(sizes)) if number > 0 else 0.0
     grid = tuple(round(ratio * size) for size in sizes)
     return grid if number > 0 and math.prod(grid) == number else None
 
 
 def _space_to_depth(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """Bring (B, *sizes, C) onto ``grid``: (B, *grid, C * s1 * s2 * ...), s the rounded ratios of the sizes."""
+    """Move patches of (B, *sizes, C) into channels: (B, *grid, C * s1 * s2 * ...), with s_i = round(sizes_i / grid_i).
+
+    Each dimension of size n * s is split into n positions and s offsets within a patch, and the offsets are moved
+    behind the channels.
+    """
     sizes = x.shape[1:-1]
     strides = [max(1, round(size / n)) for size, n in zip(sizes, grid, strict=True)]
     pad = [0, 0]

@@ -10,15 +10,20 @@ _OVER_CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Gr
 
 
 def channels_first(feature: Tensor, modules: Iterable[nn.Module]) -> bool:
-    """Whether dimension 1 holds a feature's channels: images and volumes (B, C, H, W[, D]), and (B, C, L) after 1-D
-    convolutions. Tokens (B, N, C) and vectors (B, C) have them last, and so have images (B, H, W, C) in networks that
-    work on them with linear layers.
+    """Whether dimension 1 holds a feature's channels, as against the last.
 
-    What the layers that made the feature say counts, where their sizes fit; otherwise the number of dimensions.
+    Channels come first in images and volumes (B, C, H, W[, D]), and in (B, C, L) after 1-D convolutions. They come last
+    in tokens (B, N, C), vectors (B, C), and images (B, H, W, C) of networks that apply linear layers to them.
+
+    The shape alone cannot tell these apart, so the layers that computed the feature decide. A convolution or batch
+    normalisation whose number of channels is the size of dimension 1 speaks for first, a linear layer, embedding or
+    layer normalisation whose number of features is the size of the last dimension for last. The latest such layer
+    counts; with four dimensions or more any layer that speaks for first decides. Where no layer fits, channels come
+    first with four dimensions or more, and last otherwise.
 
     Args:
         feature: The feature, batch first.
-        modules: The modules that it came from, in order.
+        modules: The modules that computed it, in order.
     """
     if feature.ndim <= 2:
         return False
@@ -42,7 +47,7 @@ def _channels(module: nn.Module) -> int | None:
 
 
 def _features(module: nn.Module) -> int | None:
-    """Size of the last dimension of what a layer gives."""
+    """Return the size of the last dimension of a layer's output."""
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, nn.Embedding):

@@ -1,4 +1,10 @@
-"""What a forward pass computes, remembered while its autograd graph is there."""
+"""A record of a forward pass: which tensor each autograd node returned, and which module was running.
+
+The autograd graph knows operations, but no tensors and no modules. The recorder intercepts every function of torch
+during the forward pass, and keeps each tensor returned under its node. Hooks on the modules keep a stack of running
+calls. So a node found in the graph leads to its tensor, to the multiply-accumulates before it, and to the module that
+was running.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +26,8 @@ class Result:
     """A tensor that a function returned.
 
     Attributes:
-        tensor: The tensor. If it was written to later, it belongs to another node by now.
-        index: Its number in the order of execution.
+        tensor: The tensor. An operation in place since then has given it another node.
+        index: Its number in the order of execution, from 1.
         macs: Multiply-accumulates of the whole pass up to it.
         owner: The name of the module in whose forward it was computed.
     """
@@ -40,9 +46,9 @@ class Call:
         name: The module's name in the model.
         module: The module.
         number: 1 for its first call.
-        begin: How many results there were before.
-        end: How many there were behind it.
-        node: The node of its (first) output tensor.
+        begin: The number of results before it.
+        end: The number of results when it returned.
+        node: The node of its first output tensor.
     """
 
     name: str
@@ -54,7 +60,7 @@ class Call:
 
 
 class Recorder(TorchFunctionMode):
-    """Keeps the tensors that functions return, by their node in the autograd graph, while ``on``.
+    """Keeps the tensors that functions return while ``on``, by their node in the autograd graph.
 
     Args:
         macs: Returns the multiply-accumulates so far.
@@ -92,32 +98,30 @@ class Recorder(TorchFunctionMode):
             self.results[node] = Result(tensor, self.count, self._macs(), owner)
 
     def at(self, node: Node) -> Result | None:
-        """Return the result that belongs to a node, unless something was written over it."""
+        """Return a node's result; ``None`` if its tensor was overwritten since."""
         result = self.results.get(node)
         return result if result is not None and result.tensor.grad_fn is node else None
 
     def last_node(self) -> Node | None:
-        """Return the node of the latest result that nothing was written over."""
+        """Return the node of the latest result whose tensor was not overwritten since."""
         valid = [node for node in self.results if self.at(node) is not None]
         return max(valid, key=lambda node: self.results[node].index, default=None)
 
     def ends_module(self, result: Result) -> bool:
-        """Whether a module that is made of others, but for the whole model, gave this result."""
+        """Whether a module with children, other than the whole model, returned this result."""
         node = result.tensor.grad_fn
         return any(call.node is node and call.name and has_children(call.module) for call in self.calls)
 
     def clear(self) -> None:
-        """Forget what was recorded, so that its memory is free."""
+        """Drop what was recorded, to free its memory."""
         self.results.clear()
         self.calls.clear()
 
-    def watch(self, modules: Mapping[str, nn.Module]) -> list[Any]:
-        """Take note of the calls of modules, and return the handles of the hooks that do."""
-        handles = []
+    def watch(self, modules: Mapping[str, nn.Module], handles: list[Any]) -> None:
+        """Record the calls of modules from now on; the hooks' handles are added to ``handles``."""
         for name, module in modules.items():
             handles.append(module.register_forward_pre_hook(self._before(name)))
             handles.append(module.register_forward_hook(self._after))
-        return handles
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -137,6 +141,6 @@ class Recorder(TorchFunctionMode):
 
 
 def heaviest(calls: Iterable[Call], begin: int, end: int) -> Call | None:
-    """Return the call between two results whose module has most weights, the outermost and first of them."""
+    """Return the call between two results whose module has the most parameters; of equal ones, the first begun."""
     inside = [call for call in calls if begin <= call.begin and call.end <= end and has_weight(call.module)]
     return max(inside, key=lambda call: sum(p.numel() for p in call.module.parameters()), default=None)

@@ -1,9 +1,10 @@
-"""Features of a model whose module tree does not say where its blocks are: found, and scored, in one pass.
+"""One forward and one backward pass through a model whose module tree does not show its blocks.
 
-The model is run once as a whole. Its features are tensors through which everything passes
-(:mod:`~optuna_aznas.proxies.features.dataflow`): behind the stem, and behind each piece of branches (a residual sum, a
-concatenation), or, where there are none, behind each layer with weights. As everything between two such tensors passes
-through them, the vector-Jacobian product from one to the next is the block's own, with nothing to cut.
+The model is run once as a whole. Its features are cut vertices of the autograd graph
+(:mod:`~optuna_aznas.proxies.features.dataflow`): the stem's output, and the end of each piece with branches (a residual
+sum, a concatenation), or of each layer with weights where no piece has branches. As everything that a block computes
+passes through the features at its two ends, the vector-Jacobian product from one to the other is the block's own, and
+the graph need not be cut.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Reporter
 from optuna_aznas.proxies.features.blocks import has_children
 from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
-from optuna_aznas.proxies.features.trace import BlockPass, MacCounter, PassReport, call_model, vector_jacobian_product
+from optuna_aznas.proxies.model.forward import call_model
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
-from optuna_aznas.proxies.model.weights import Substitute, substituted
 
-#: Functions that look up rows of a table.
+#: Functions that look up rows of a table, such as embeddings.
 _LOOKUPS = {
     nn.functional.embedding,
     nn.functional.embedding_bag,
@@ -36,6 +35,7 @@ _LOOKUPS = {
     Tensor.__getitem__,
 }
 
+#: Functions that turn whole numbers into floating-point ones.
 _CASTS = {Tensor.float, Tensor.to, Tensor.type_as, Tensor.double, Tensor.type}
 
 _POOLING = re.compile(r"^(Mkldnn)?(Max|Avg|AdaptiveMax|AdaptiveAvg)Pool")
@@ -57,50 +57,29 @@ class NoGradientError(ProxyEvaluationError):
 
 @dataclasses.dataclass(frozen=True)
 class _Feature:
+    """A feature, and the node of the feature that its block started from; ``None`` for a stem."""
+
     result: Result
     previous: Node | None
 
 
-def run_whole(
-    model: nn.Module,
-    state: Sequence[Substitute],
-    inputs: Any,
-    *,
-    observe: Callable[[BlockPass], None],
-    draw_cotangent: Callable[[Tensor], Tensor] | None,
-    count_macs: bool,
-) -> PassReport:
-    """Run ``model`` once as a whole, find its features, and report them to ``observe`` in the order of execution.
+def run_whole(request: PassRequest) -> PassReport:
+    """Run a model once as a whole, find its features, and report them in the order of execution.
 
     Args:
-        model: The model, in the mode in which it should run.
-        state: What to run it with in the place of its parameters and buffers.
-        inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
-        observe: Called once with each :class:`BlockPass`, the stem's first.
-        draw_cotangent: Makes v for a feature; ``None`` saves the backward pass.
-        count_macs: Whether to count multiply-accumulates.
-
-    Returns:
-        How it went.
+        request: The model, and what to report of it.
 
     Raises:
         NotFoundError: The model has fewer than two such features.
         NoGradientError: The model runs without gradients.
-        ProxyEvaluationError: The forward failed, or gave no tensor.
+        ProxyEvaluationError: The forward failed, or returned no tensor.
     """
-    counter = MacCounter() if count_macs else None
-    recorder = _SourceRecorder(lambda: counter.total if counter else 0.0)
-    given = recorder.as_sources(inputs)
-    handles = recorder.watch(dict(model.named_modules()))
-    try:
-        with substituted(state), ExitStack() as modes:
-            if counter is not None:
-                modes.enter_context(counter)
-            modes.enter_context(recorder)
-            output = call_model(model, given)
-    finally:
-        for handle in handles:
-            handle.remove()
+    model, reporter = request.model, Reporter(request)
+    recorder = _SourceRecorder(lambda: reporter.macs)
+    given = recorder.as_sources(request.inputs)
+    with reporter.running(recorder) as handles:
+        recorder.watch(dict(model.named_modules()), handles)
+        output = call_model(model, given)
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
     if end is None:
@@ -113,25 +92,24 @@ def run_whole(
     features = _features(end, recorder)
     if len(features) < 2:
         raise NotFoundError("fewer than two tensors are such that everything passes through them")
-    _report(features, recorder, observe, draw_cotangent)
-    return PassReport(counter.total if counter else 0.0, connected=True)
+    _report(features, recorder, reporter)
+    return reporter.summary(connected=True)
 
 
 class _SourceRecorder(Recorder):
-    """A recorder that also finds where the gradient can begin: at inputs of real numbers, and at what is looked up or
-    cast from whole numbers.
+    """A recorder that also finds the sources, where a gradient can end: floating-point inputs, and tensors that are
+    looked up by, or cast from, inputs of whole numbers.
     """
 
     def __init__(self, macs: Callable[[], float]) -> None:
         super().__init__(macs, on=True)
         self.sources: dict[Node, bool] = {}  # in order; whether it was looked up in a table
-        self._whole: dict[
-            int, Tensor
-        ] = {}  # tensors of whole numbers that depend on the inputs; held, so that ids last
+        self._whole: dict[int, Tensor] = {}  # whole numbers that depend on the inputs, by id; kept so that ids last
         self._main: int | None = None
         self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
 
     def as_sources(self, inputs: Any) -> Any:
+        """Return the inputs with each floating-point tensor a source."""
         self._main = id(next(tensors_in(inputs)))
 
         def source(tensor: Tensor) -> Tensor:
@@ -180,8 +158,9 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
 
 
 def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
-    """Join pieces until each ends with what a function returned: what is inside of one, such as a recurrent layer,
-    differs from device to device.
+    """Join pieces until each ends with the result of a function of torch.
+
+    The nodes inside one function, such as a recurrent layer, differ from device to device.
     """
     joined: list[Piece] = []
     parts: list[Piece] = []
@@ -220,38 +199,24 @@ def _index(node: Node | None, recorder: Recorder) -> int:
 
 
 def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_up: bool) -> list[Result]:
-    """Choose features on the way from one source to the output: the stem's, then each block's.
+    """Choose the features on the way from one source to the output: the stem's, then each block's.
+
+    The pieces with products are put into groups, one for the stem and one for each block (:func:`_groups`). A feature
+    is the end of its group's last piece, or of the activations, normalisations and pooling after it
+    (:func:`_end_of_block`). What follows the last block belongs to the head, so the last block takes in no more passive
+    pieces than the longest block before.
 
     Args:
-        pieces: What lies on the way.
+        pieces: The pieces from the source to the output.
         recorder: What was computed there.
-        looked_up: Whether the source is a row of a table, such as a token's embedding: then there is a stem, even if no
-            layer precedes the first block.
+        looked_up: Whether the source is a row of a table, such as a token's embedding. It is the stem's feature then,
+            even if no layer precedes the first block.
     """
     working = [i for i, piece in enumerate(pieces) if piece.products]
     units = [i for i in working if pieces[i].is_unit]
-    groups: list[list[int]] = []  # each block's pieces that do the work
-    if len(units) >= 2:
-        # Layers between two pieces of branches are a block together (a transition), but for what lies in a module of
-        # the same kind as those that hold branches (a bottleneck without shortcut); what is before the first is the
-        # stem, what is behind the last is the head.
-        recorder.kinds |= _kinds_of_blocks(pieces, recorder)
-        alike = [call for call in recorder.calls if type(call.module) in recorder.kinds]
-        bounds = [bound for call in alike for bound in (call.begin, call.end)]
-        for i in working[: working.index(units[-1]) + 1]:
-            alone = i in units or not groups or groups[-1][-1] in units
-            if not alone:
-                before, now = (_when(pieces[k:], recorder) for k in (groups[-1][-1], i))
-                alone = any(before <= bound < now for bound in bounds)
-            groups.append([i]) if alone else groups[-1].append(i)
-    else:
-        body = [i for i in working if i in units or not _is_linear(pieces[i])]
-        kept = working[: working.index(body[-1]) + 2] if body else working
-        if kept and not _is_recurrent(pieces[kept[-1]]):
-            kept = kept[:-1]  # the head: the first linear layer behind the body, or the last layer of all
-        groups = [[i] for i in kept]
+    groups = _groups(pieces, working, units, recorder)
     found: list[Result] = []
-    longest = 0
+    longest = 0  # the most passive pieces that a block took in
     if looked_up and groups and (groups[0][0] in units or len(units) < 2):
         embedded, _ = _end_of_block(pieces, 0, range(1, groups[0][0]), recorder, stem=True)
         found += [embedded] if embedded is not None else []
@@ -260,7 +225,7 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
         limit = working[following] if following < len(working) else len(pieces)
         passive = range(group[-1] + 1, limit)
         if k == len(groups) - 1 and k and len(units) >= 2:
-            passive = passive[:longest]  # what follows the last block belongs to the head
+            passive = passive[:longest]
         stem = not found and group[0] not in units
         result, used = _end_of_block(pieces, group[-1], passive, recorder, stem=stem)
         if group[-1] in units:
@@ -270,15 +235,50 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
     return found
 
 
+def _groups(
+    pieces: Sequence[Piece], working: Sequence[int], units: Sequence[int], recorder: _SourceRecorder
+) -> list[list[int]]:
+    """Group the pieces with products: each group is the stem or a block.
+
+    With two units or more, each unit (a piece with branches) is a block of its own. The layers between two units form a
+    block together, a transition; a layer in a module of the same class as the units' modules, such as a bottleneck
+    without shortcut, is a block of its own. The layers before the first unit form the stem, those after the last the
+    head. With fewer units each layer is a block, and the head is left out.
+
+    Args:
+        pieces: The pieces from a source to the output.
+        working: The indices of those with products.
+        units: The indices of those with products and branches.
+        recorder: What was computed there.
+    """
+    if len(units) < 2:
+        body = [i for i in working if i in units or not _is_linear(pieces[i])]
+        kept = working[: working.index(body[-1]) + 2] if body else working
+        if kept and not _is_recurrent(pieces[kept[-1]]):
+            kept = kept[:-1]  # the head: the first linear layer after the body, or the last layer of all
+        return [[i] for i in kept]
+    groups: list[list[int]] = []
+    recorder.kinds |= _kinds_of_blocks(pieces, recorder)
+    alike = [call for call in recorder.calls if type(call.module) in recorder.kinds]
+    bounds = [bound for call in alike for bound in (call.begin, call.end)]
+    for i in working[: working.index(units[-1]) + 1]:
+        alone = i in units or not groups or groups[-1][-1] in units
+        if not alone:
+            before, now = (_when(pieces[k:], recorder) for k in (groups[-1][-1], i))
+            alone = any(before <= bound < now for bound in bounds)
+        groups.append([i]) if alone else groups[-1].append(i)
+    return groups
+
+
 def _when(pieces: Sequence[Piece], recorder: Recorder) -> int:
-    """Return the number of the first result on a way."""
+    """Return the index of the first result among these pieces."""
     return next(
         (recorder.results[piece.end].index for piece in pieces if piece.end in recorder.results), recorder.count
     )
 
 
 def _kinds_of_blocks(pieces: Sequence[Piece], recorder: Recorder) -> set[type[nn.Module]]:
-    """Return the classes of the modules that span just one piece of branches, with plain operations behind it."""
+    """Return the classes of the modules that hold just one piece with branches, and passive pieces after it."""
     kinds: set[type[nn.Module]] = set()
     calls = [call for call in recorder.calls if call.name and has_children(call.module)]
     for i, piece in enumerate(pieces):
@@ -299,11 +299,17 @@ def _kinds_of_blocks(pieces: Sequence[Piece], recorder: Recorder) -> set[type[nn
 def _end_of_block(
     pieces: Sequence[Piece], at: int, passive: Sequence[int], recorder: Recorder, *, stem: bool
 ) -> tuple[Result | None, int]:
-    """Return the feature of a block that ends with piece ``at`` and the plain operations behind it, and how many of
-    those it takes in.
+    """Return the feature of a block, and how many passive pieces after it belong to the block.
 
-    These are activations, normalisations and pooling, as long as they leave channels where they are; for the stem
-    everything up to the first block.
+    The block ends with piece ``at`` and the activations, normalisations and pooling after it, as long as these keep the
+    channels; a stem extends to the first block.
+
+    Args:
+        pieces: All pieces from a source to the output.
+        at: The index of the block's last piece with products.
+        passive: The indices of the pieces without products after it.
+        recorder: What was computed there.
+        stem: Whether the block is the stem.
     """
     result = recorder.at(pieces[at].end)
     used = 0
@@ -323,39 +329,35 @@ def _end_of_block(
 
 
 def _continues(feature: Tensor, later: Tensor, node: Node) -> bool:
+    """Whether ``later``, computed by ``node``, is the same feature after an activation, normalisation or pooling."""
     if later.shape == feature.shape:
         return True
     pooled = _POOLING.match(node.name()) is not None and later.ndim == feature.ndim
     return pooled and later.shape[:2] == feature.shape[:2] and later.shape[2:].numel() > 1
 
 
-def _report(
-    features: Sequence[_Feature],
-    recorder: _SourceRecorder,
-    observe: Callable[[BlockPass], None],
-    draw_cotangent: Callable[[Tensor], Tensor] | None,
-) -> None:
-    number: dict[Node, int] = {}
-    begin, macs = 0, 0.0
-    for i, feature in enumerate(features):
-        result, tensor = feature.result, feature.result.tensor
+def _report(features: Sequence[_Feature], recorder: _SourceRecorder, reporter: Reporter) -> None:
+    indices: dict[Node, int] = {}
+    begin = 0
+    for feature in features:
+        result, start = feature.result, feature.previous
         name, module, layers = _name(result, begin, recorder)
-        cotangent = gradient = product = None
-        if draw_cotangent is not None and feature.previous is not None:
-            cotangent = draw_cotangent(tensor)
-            product = partial(vector_jacobian_product, tensor, recorder.results[feature.previous].tensor)
-            gradient = product(cotangent)
-        previous = None if feature.previous is None else number[feature.previous]
-        observe(
-            BlockPass(name, module, tensor.detach(), cotangent, gradient, result.macs - macs, product, previous, layers)
+        indices[result.tensor.grad_fn] = reporter.report(
+            name,
+            module,
+            result.tensor,
+            None if start is None else recorder.results[start].tensor,
+            macs=result.macs,
+            previous=None if start is None else indices[start],
+            layers=layers,
         )
-        number[tensor.grad_fn] = i
-        begin, macs = result.index, result.macs
+        begin = result.index
 
 
 def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
-    """Name a feature: by the module whose output it is, or that it comes after. Also return that module, and the layers
-    that ran since the feature before.
+    """Return a feature's name, the module it is named after, and the layers that ran since the feature before.
+
+    A feature is named after the module whose output it is, or else after the largest module that ran before it.
     """
     begun = [call for call in recorder.calls if call.name and begin <= call.begin < result.index]
     layers = tuple(call.module for call in begun if not has_children(call.module))

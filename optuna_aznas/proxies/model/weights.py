@@ -1,15 +1,15 @@
-"""Fresh weights for scoring, drawn beside the model and never written into it."""
+"""Substitutes for a model's parameters and buffers: fresh weights for scoring, never written into the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.model.isolation import Substitute
 
 #: Layers with a weight matrix or kernel.
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
@@ -28,10 +28,10 @@ NORMS: tuple[type[nn.Module], ...] = (
 )
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-#: What else a fresh layer holds: parameters and running statistics by their name in torch.
+#: Initial values of the other parameters and running statistics of a fresh layer, by their name in torch.
 _FRESH = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 
-#: Standard deviation of the truncated normal that is customary for vision transformers.
+#: Standard deviation of the truncated normal distribution usual for vision transformers (Dosovitskiy et al., 2021).
 TRANSFORMER_STD = 0.02
 
 
@@ -48,37 +48,6 @@ def is_transformer(modules: Iterable[nn.Module]) -> bool:
     return attention and layer_norm
 
 
-class Substitute(NamedTuple):
-    """What takes the place of one parameter or buffer while a model is scored.
-
-    Attributes:
-        store: The module's dict that holds the tensor.
-        name: The tensor's name in it.
-        tensor: The substitute.
-    """
-
-    store: dict[str, Any]
-    name: str
-    tensor: Any
-
-
-@contextmanager
-def substituted(substitutes: Sequence[Substitute]) -> Iterator[None]:
-    """Run the body with substitutes in the place of a model's parameters and buffers.
-
-    What :func:`torch.func.functional_call` does, without looking up each tensor by its dotted name: that costs a
-    small network a third of its forward pass.
-    """
-    originals = [Substitute(store, name, store[name]) for store, name, _ in substitutes]
-    try:
-        for store, name, tensor in substitutes:
-            store[name] = tensor
-        yield
-    finally:
-        for store, name, tensor in originals:
-            store[name] = tensor
-
-
 def substitute_state(
     modules: Iterable[tuple[str, nn.Module]],
     *,
@@ -88,7 +57,7 @@ def substitute_state(
     channels_last: bool = False,
     running_statistics: bool = True,
 ) -> list[Substitute]:
-    """Return what to run a model with in the place of its parameters and buffers.
+    """Return the substitutes with which a model is run in place of its parameters and buffers.
 
     Every tensor is new and lies on ``device``; the model's own are only read. Parameters that get the same constant,
     such as the weights of normalisation layers of one width, share a tensor. Nothing requires a gradient. Half
@@ -107,53 +76,19 @@ def substitute_state(
         running_statistics: Whether batch normalisation gets its running statistics. In train mode it only writes them,
             and each of them costs a tensor and a kernel.
     """
+    draw = _StateDraw(init, device, channels_last)
     places: list[tuple[dict[str, Any], str, Tensor]] = []
     recurrent: list[nn.RNNBase] = []
-    values: dict[int, Tensor | None] = {}  # by the identity of the original, so that tied ones stay tied
-    drawn: list[tuple[Tensor, float]] = []
-    constants: dict[tuple[Any, ...], Tensor] = {}
     for prefix, module in modules:
-        weighted = init is not None and isinstance(module, _DRAWN)
-        fresh = weighted or (init is not None and isinstance(module, NORMS))
         if isinstance(module, nn.RNNBase):
             recurrent.append(module)
         left_out = _STATISTICS if not running_statistics and _is_batch_norm(module) else ()
-        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for store in stores:
+        for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
-                if tensor is None:
-                    continue
-                places.append((store, name, tensor))
-                if id(tensor) in values:
-                    continue
-                values[id(tensor)] = None
-                if torch.nn.parameter.is_lazy(tensor):
-                    raise ProxyEvaluationError(
-                        f"{_dotted(prefix, name)!r} is a lazy parameter without a shape yet. "
-                        "Run the model once on a batch before scoring it."
-                    )
-                if name in left_out:
-                    continue
-                kind = _kind(name) if weighted else name
-                if weighted and kind == "weight" and store is module._parameters:
-                    drawn.append((tensor, _kaiming_std(module, tensor)))
-                elif fresh and kind in _FRESH:
-                    key = (tensor.shape, _FRESH[kind], _full_precision(tensor.dtype))
-                    if key not in constants or store is module._buffers:  # buffers are written to
-                        constants[key] = torch.full(key[0], key[1], dtype=key[2], device=device)
-                    values[id(tensor)] = constants[key]
-                elif tensor.is_meta:
-                    raise ProxyEvaluationError(
-                        f"{_dotted(prefix, name)!r} lies on the meta device and is not drawn anew, so it has no "
-                        "values. Materialise the model first (Module.to_empty and an initialisation of your own)."
-                    )
-                else:
-                    layout = torch.channels_last if channels_last and tensor.ndim == 4 else torch.preserve_format
-                    values[id(tensor)] = tensor.detach().to(
-                        device=device, dtype=_full_precision(tensor.dtype), copy=True, memory_format=layout
-                    )
-    if init is not None:
-        values |= _drawn(drawn, init, generator, device, channels_last)
+                if tensor is not None:
+                    places.append((store, name, tensor))
+                    draw.add(prefix, module, store, name, tensor, left_out=name in left_out)
+    values = draw.finish(generator)
     state = [Substitute(store, name, values[id(tensor)]) for store, name, tensor in places]
     for module in recurrent:  # they run on a list of their own
         flat = [None if weight is None else values[id(weight)] for weight in module._flat_weights]
@@ -161,15 +96,102 @@ def substitute_state(
     return state
 
 
+class _StateDraw:
+    """Collects the substitutes of parameters and buffers, each tensor once, by its identity: tied ones stay tied."""
+
+    def __init__(self, init: str | None, device: torch.device, channels_last: bool) -> None:
+        self._init, self._device, self._channels_last = init, device, channels_last
+        self._values: dict[int, Tensor | None] = {}
+        self._drawn: list[tuple[Tensor, float]] = []
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+
+    def add(
+        self, prefix: str, module: nn.Module, store: dict[str, Any], name: str, tensor: Tensor, *, left_out: bool
+    ) -> None:
+        """Add the tensor that lies in a module's ``store`` under ``name``; ``left_out`` replaces it by ``None``."""
+        if id(tensor) in self._values:
+            return
+        self._values[id(tensor)] = None
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ProxyEvaluationError(
+                f"{_dotted(prefix, name)!r} is a lazy parameter without a shape yet. "
+                "Run the model once on a batch before scoring it."
+            )
+        if left_out:
+            return
+        weighted = self._init is not None and isinstance(module, _DRAWN)
+        fresh = weighted or (self._init is not None and isinstance(module, NORMS))
+        kind = _kind(name) if weighted else name
+        if weighted and kind == "weight" and store is module._parameters:
+            self._drawn.append((tensor, _kaiming_std(module, tensor)))
+        elif fresh and kind in _FRESH:
+            key = (tensor.shape, _FRESH[kind], _full_precision(tensor.dtype))
+            if key not in self._constants or store is module._buffers:  # buffers are written to
+                self._constants[key] = torch.full(key[0], key[1], dtype=key[2], device=self._device)
+            self._values[id(tensor)] = self._constants[key]
+        elif tensor.is_meta:
+            raise ProxyEvaluationError(
+                f"{_dotted(prefix, name)!r} lies on the meta device and is not drawn anew, so it has no "
+                "values. Materialise the model first (Module.to_empty and an initialisation of your own)."
+            )
+        else:
+            layout = torch.channels_last if self._channels_last and tensor.ndim == 4 else torch.preserve_format
+            self._values[id(tensor)] = tensor.detach().to(
+                device=self._device, dtype=_full_precision(tensor.dtype), copy=True, memory_format=layout
+            )
+
+    def finish(self, generator: torch.Generator) -> dict[int, Tensor | None]:
+        """Draw the weights and return all substitutes by the identity of what they replace."""
+        if self._init is not None:
+            self._values |= _drawn(self._drawn, self._init, generator, self._device, self._channels_last)
+        return self._values
+
+
+def layer_weights(model: nn.Module, state: Sequence[Substitute]) -> Iterator[tuple[int, Tensor]]:
+    """Yield each layer's weight with its place in the state; a tied one at each of its places."""
+    places = {(id(s.store), s.name): i for i, s in enumerate(state)}
+    for module in model.modules():
+        i = places.get((id(module._parameters), "weight"))
+        if i is not None and isinstance(module, WEIGHTED):
+            yield i, state[i].tensor
+
+
+def with_gradients(
+    model: nn.Module, state: Sequence[Substitute], change: Callable[[Tensor], Tensor] = lambda w: w
+) -> tuple[list[Substitute], list[Tensor]]:
+    """Return a state in which the layers' weights require a gradient, and these weights.
+
+    Args:
+        model: The model.
+        state: What to run it with.
+        change: Applied to each weight before.
+
+    Raises:
+        ProxyEvaluationError: The model has no layer with weights.
+    """
+    changed, weights = list(state), {}
+    for i, old in layer_weights(model, state):
+        if id(old) not in weights:
+            weights[id(old)] = change(old.detach()).clone().requires_grad_()
+        changed[i] = changed[i]._replace(tensor=weights[id(old)])
+    if not weights:
+        raise ProxyEvaluationError(
+            f"{type(model).__name__} has no convolution or linear layer, whose weights these proxies look at."
+        )
+    return changed, list(weights.values())
+
+
 def _kind(name: str) -> str:
-    """What a parameter of a layer with weights is: ``"weight"``, ``"bias"``, or by its own name."""
+    """Return what a parameter of a layer with weights is: ``"weight"``, ``"bias"``, or else its own name."""
     if "bias" in name:  # in_proj_bias, bias_ih_l0, ...
         return "bias"
     return "weight" if name.startswith("weight") or name.endswith("weight") else name
 
 
 def _kaiming_std(module: nn.Module, weight: Tensor) -> float:
-    """Standard deviation of a Kaiming-normal draw (fan-in, ReLU gain); 1 for embeddings, which multiply nothing."""
+    """Return the standard deviation of a Kaiming-normal draw (fan-in, ReLU gain); 1 for embeddings, which are looked
+    up and not multiplied.
+    """
     return 1.0 if isinstance(module, _EMBEDDINGS) else (2.0 / weight.shape[1:].numel()) ** 0.5
 
 
@@ -183,7 +205,7 @@ def _drawn(
     """Return a fresh draw for each weight (given with its standard deviation under ``"kaiming"``), by the weight's
     identity.
 
-    One draw for all of them: dozens of small ones cost more than the numbers themselves.
+    All weights come from one draw: dozens of small draws cost more than the numbers themselves.
     """
     sizes = [weight.numel() for weight, _ in weights]
     flat = torch.empty(sum(sizes), device=device)
@@ -208,7 +230,7 @@ def _drawn(
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module normalises as torch's own batch normalisation does, not in a way of its own."""
+    """Whether a module runs torch's own batch normalisation, and no forward of its own."""
     return type(module).forward is nn.modules.batchnorm._BatchNorm.forward
 
 

@@ -1,0 +1,148 @@
+"""Reducing the blocks' features to small matrices during a pass, and decomposing these in batches after it.
+
+On a GPU, launching a kernel for each block costs more than the computation. So the blocks' matrices wait until enough
+of them have come together, those of equal shapes are stacked and reduced by one kernel, and after the pass all reduced
+matrices are transferred and decomposed together. On a CPU matrices are reduced at once, while the cache holds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+#: Bytes of features and gradients that may wait on a GPU.
+_PENDING_BYTES = 2**26
+
+#: Matrices of this size or more are decomposed on the GPU, smaller ones on the CPU.
+_LARGE = 512
+
+
+class Decomposition(NamedTuple):
+    """What is left to do after the pass for one quantity of each of several blocks.
+
+    Attributes:
+        quantity: Name of the quantity.
+        function: Takes stacks (n, a, b) and returns n numbers (n,).
+        stacks: Its arguments; n is the number of blocks.
+    """
+
+    quantity: str
+    function: Callable[..., Tensor]
+    stacks: list[Tensor]
+
+
+#: Takes stacks (n, rows, columns) and reduces them to smaller ones.
+Reduction: TypeAlias = Callable[..., Iterable[Decomposition]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """A decomposition and the indices of the blocks that it is for."""
+
+    blocks: list[int]
+    quantity: str
+    function: Callable[..., Tensor]
+    stacks: list[Tensor]
+
+
+class BatchedDecompositions:
+    """Collects matrices of blocks, reduces them during the pass and decomposes them after it."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}  # by reduction and shapes
+        self._waiting_bytes = 0
+        self._jobs: list[_Job] = []
+
+    def add(self, block: int, reduction: Reduction, *matrices: Tensor) -> None:
+        """Add a block's matrices (rows, columns) to what waits for ``reduction``. Half precision becomes float32."""
+        matrices = tuple(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m for m in matrices)
+        key = (reduction, *(matrix.shape for matrix in matrices))
+        self._waiting.setdefault(key, []).append((block, list(matrices)))
+        self._waiting_bytes += sum(matrix.nbytes for matrix in matrices)
+
+    def reduce_if_due(self, device: torch.device) -> None:
+        """Reduce what waits: on a CPU at once, on a GPU when there is much of it."""
+        if self._waiting_bytes > _PENDING_BYTES or device.type == "cpu":
+            self.reduce()
+
+    def reduce(self) -> None:
+        """Reduce everything that waits."""
+        for (reduction, *_), group in self._waiting.items():
+            blocks, rows = zip(*group, strict=True)
+            stacks = [_stacked(column) for column in zip(*rows, strict=True)]
+            self._jobs += [_Job(list(blocks), *decomposition) for decomposition in reduction(*stacks)]
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def finish(self, n: int) -> dict[str, list[float]]:
+        """Reduce what still waits, decompose everything, and return each quantity of each of ``n`` blocks.
+
+        A number is NaN where the block has no such quantity, one of its matrices is not finite, or the decomposition
+        does not converge.
+        """
+        self.reduce()
+        by_quantity: dict[str, list[_Job]] = {}
+        for job in _on_cpu(self._jobs):
+            by_quantity.setdefault(job.quantity, []).append(job)
+        return {quantity: _decomposed(jobs, n) for quantity, jobs in by_quantity.items()}
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0].unsqueeze(0)
+
+
+def _on_cpu(jobs: list[_Job]) -> list[_Job]:
+    """Move the stacks of all jobs to the CPU in one transfer, except those that a GPU decomposes faster."""
+    small = [job for job in jobs if max(max(stack.shape[1:]) for stack in job.stacks) < _LARGE]
+    stacks = [stack for job in small for stack in job.stacks]
+    if not stacks or stacks[0].device.type == "cpu":
+        return jobs
+    pieces = torch.cat([stack.flatten() for stack in stacks]).cpu().split([stack.numel() for stack in stacks])
+    moved = iter([piece.view(stack.shape) for piece, stack in zip(pieces, stacks, strict=True)])
+    on_cpu = {id(job): [next(moved) for _ in job.stacks] for job in small}
+    return [dataclasses.replace(job, stacks=on_cpu.get(id(job), job.stacks)) for job in jobs]
+
+
+def _decomposed(jobs: list[_Job], n: int) -> list[float]:
+    """Return one quantity of each of ``n`` blocks, stacks of equal shapes decomposed together."""
+    results = [math.nan] * n
+    alike: dict[Any, list[_Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.function, *(stack.shape[1:] for stack in job.stacks)), []).append(job)
+    pending = [_merged(group) for group in alike.values()]
+    while pending:
+        job = _finite_part(pending.pop())
+        if not job.blocks:
+            continue
+        try:
+            values = job.function(*job.stacks).tolist()
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # It did not converge for one of the blocks: try each alone, and leave that one NaN.
+            if len(job.blocks) > 1:
+                for k, i in enumerate(job.blocks):
+                    stacks = [stack[k : k + 1] for stack in job.stacks]
+                    pending.append(dataclasses.replace(job, blocks=[i], stacks=stacks))
+            continue
+        for i, value in zip(job.blocks, values, strict=True):
+            results[i] = value
+    return results
+
+
+def _merged(jobs: list[_Job]) -> _Job:
+    """Return one job for all blocks of several with equal shapes."""
+    stacks = [torch.cat(column) for column in zip(*(job.stacks for job in jobs), strict=True)]
+    return dataclasses.replace(jobs[0], blocks=[i for job in jobs for i in job.blocks], stacks=stacks)
+
+
+def _finite_part(job: _Job) -> _Job:
+    """Return the job without the blocks whose matrices are not finite."""
+    finite = torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]).all(0)
+    if bool(finite.all()):
+        return job
+    blocks = [i for i, is_finite in zip(job.blocks, finite.tolist(), strict=True) if is_finite]
+    return dataclasses.replace(job, blocks=blocks, stacks=[stack[finite] for stack in job.stacks])

@@ -1,0 +1,188 @@
+"""What one pass over a model's features reports, to whom, and what the two ways of running it share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from optuna_aznas.proxies.features import layout
+from optuna_aznas.proxies.model.counting import MacCounter
+from optuna_aznas.proxies.model.isolation import Substitute, removing_hooks, substituted
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPass:
+    """What one block did in the pass.
+
+    Attributes:
+        name: The block's name in the model. The first entry is the stem's: the name of the module that ended the stem,
+            or ``"input of <first block>"``. ``"after <module>"`` names the residual sum of that module's output and a
+            shortcut.
+        module: The block; for the stem, the module that ends it or follows it.
+        feature: The block's output f_l, detached.
+        cotangent: v, shaped as ``feature``; ``None`` for a stem, or where no products are taken.
+        gradient: ``J^T v``, shaped as the feature that the block started from; zeros where no gradient path exists.
+        macs: Multiply-accumulates of the whole batch since the feature before.
+        product: Takes another cotangent and returns its ``J^T v``; usable only while the observer is called. ``None``
+            where ``gradient`` is.
+        previous: The index of the pass whose feature the block started from, from 0; ``None`` for a stem.
+        layers: The layers that computed the feature, in order, where they are not just those of ``module``.
+    """
+
+    name: str
+    module: nn.Module
+    feature: Tensor
+    cotangent: Tensor | None
+    gradient: Tensor | None
+    macs: float
+    product: Callable[[Tensor], Tensor] | None = None
+    previous: int | None = None
+    layers: tuple[nn.Module, ...] = ()
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether dimension 1 of the feature holds its channels, as against the last."""
+        return layout.channels_first(self.feature, self.layers or self.module.modules())
+
+
+class Observer(Protocol):
+    """Watches a pass and computes one proxy from it.
+
+    An observer that looks at blocks does so in :meth:`__call__`; one that intercepts operators returns a torch mode
+    from :meth:`surround`.
+    """
+
+    def surround(self) -> AbstractContextManager[Any]:
+        """Return a context manager that surrounds the model's forward pass."""
+
+    def __call__(self, block: BlockPass) -> None:
+        """Take note of a block; called for the stem and each block in the order of execution."""
+
+    def score(self) -> float:
+        """Return the proxy's score after the pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRequest:
+    """A model to run once, and what to report of it.
+
+    Attributes:
+        model: The model, in the mode in which it should run.
+        state: Substitutes for its parameters and buffers.
+        inputs: A tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
+        observe: Each of these is called once with each :class:`BlockPass`, the stem's first.
+        draw_cotangent: Returns v for a feature; ``None`` saves the backward pass.
+        count_macs: Whether to count multiply-accumulates.
+    """
+
+    model: nn.Module
+    state: Sequence[Substitute]
+    inputs: Any
+    observe: Sequence[Callable[[BlockPass], None]]
+    draw_cotangent: Callable[[Tensor], Tensor] | None
+    count_macs: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """How a pass went.
+
+    Attributes:
+        macs: Multiply-accumulates of the whole pass; 0 where not counted.
+        features: The names of the features, in the order of execution.
+        connected: Whether the blocks ran in their order, at least half of them on the output of another, and few on
+            mixtures of several.
+    """
+
+    macs: float
+    features: tuple[str, ...]
+    connected: bool
+
+
+class Reporter:
+    """Counts, differentiates and reports the features of one pass.
+
+    Args:
+        request: What was asked for.
+    """
+
+    def __init__(self, request: PassRequest) -> None:
+        self.request = request
+        self.names: list[str] = []
+        self._counter = MacCounter() if request.count_macs else None
+        self._macs_before = 0.0
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of the pass so far; 0 where not counted."""
+        return self._counter.total if self._counter is not None else 0.0
+
+    @contextmanager
+    def running(self, mode: AbstractContextManager[Any] | None) -> Iterator[list[Any]]:
+        """Run the body with the request's substitutes, the counter and ``mode``; remove the hooks that it collects.
+
+        Yields:
+            The list to which the handles of hooks are added.
+        """
+        with removing_hooks() as handles, substituted(self.request.state), ExitStack() as modes:
+            if self._counter is not None:
+                modes.enter_context(self._counter)
+            if mode is not None:
+                modes.enter_context(mode)
+            yield handles
+
+    def report(
+        self,
+        name: str,
+        module: nn.Module,
+        feature: Tensor,
+        source: Tensor | None,
+        *,
+        macs: float,
+        previous: int | None,
+        layers: tuple[nn.Module, ...] = (),
+    ) -> int:
+        """Report a feature to all observers.
+
+        Args:
+            name: As in :class:`BlockPass`.
+            module: As there.
+            feature: The feature with its autograd graph.
+            source: The feature that the block started from; ``None`` for a stem.
+            macs: Multiply-accumulates from the start of the pass to this feature.
+            previous: The index of ``source`` among the features reported.
+            layers: As in :class:`BlockPass`.
+
+        Returns:
+            The feature's index.
+        """
+        cotangent = gradient = product = None
+        if self.request.draw_cotangent is not None and source is not None:
+            cotangent = self.request.draw_cotangent(feature)
+            product = partial(vector_jacobian_product, feature, source)
+            gradient = product(cotangent)
+        since, self._macs_before = macs - self._macs_before, macs
+        block = BlockPass(name, module, feature.detach(), cotangent, gradient, since, product, previous, layers)
+        for observe in self.request.observe:
+            observe(block)
+        self.names.append(name)
+        return len(self.names) - 1
+
+    def summary(self, *, connected: bool) -> PassReport:
+        """Return the report of the whole pass."""
+        return PassReport(self.macs, tuple(self.names), connected)
+
+
+def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:
+    """Return a block's ``J^T v``: zeros where no gradient path leads from ``feature`` to ``source``."""
+    if not feature.requires_grad:  # for example a cell in which every operation is "none"
+        return torch.zeros_like(source)
+    # Retained, because parallel blocks share a piece of the graph. It is freed with the tensors in any case.
+    (gradient,) = torch.autograd.grad(feature, source, cotangent, allow_unused=True, retain_graph=True)
+    return torch.zeros_like(source) if gradient is None else gradient
