@@ -144,7 +144,7 @@ def _settings(
     }
     defaults: dict[str, Any] = {
         "input_shape": default_shape,
-        "batch_size": 8,
+        "batch_size": None,
         "proxies": DEFAULT,
         "evaluator_seed": 0,
         "budget": None,
