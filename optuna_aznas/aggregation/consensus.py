@@ -5,10 +5,10 @@ the others keeps its full weight. A proxy that runs against the others is anothe
 rank better than chance, and then a contradicting one ranks worse than chance. With r_k the correlation of the ranks of
 proxy k with the weighted sum of the other proxies' log ranks,
 
-    w_k = clip(1 + r_k / t, 0, 1),    t = max(0.15, 2 / sqrt(n)),
+    w_k = clip(1 + (r_k + 1 / sqrt(n)) / 0.15, 0, 1),
 
-starting from weights of 1, until the weights no longer change. The threshold t keeps the sampling noise of r_k in a
-small study, about 1 / sqrt(n), from deciding.
+starting from weights of 1, until the weights no longer change. The term 1 / sqrt(n) is the standard error of r_k for a
+proxy without any correlation, so that chance does not decide in a small study.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from scipy.stats import rankdata
 
 _Floats = npt.NDArray[np.float64]
 
-_THRESHOLD = 0.15  # correlation -t at which a proxy is left out, in a large study
-_NOISE = 2.0  # standard errors of a correlation that t is at least
+_RANGE = 0.15  # range of negative correlations over which a weight falls from 1 to 0
 _ROUNDS = 10  # rounds at most; each moves the weights half way
 _FEWEST = 10  # networks below which all proxies count alike
 
@@ -54,7 +53,7 @@ def weights_of_ranks(ranks: _Floats) -> _Floats:
     centred = ranks - ranks.mean(axis=0)
     spread = np.sqrt((centred**2).sum(axis=0))
     logs = np.log(ranks)
-    threshold = max(_THRESHOLD, _NOISE / np.sqrt(n))
+    chance = 1.0 / np.sqrt(n)
     for _ in range(_ROUNDS):
         parts = logs * weights
         others = parts.sum(axis=1, keepdims=True) - parts
@@ -62,7 +61,7 @@ def weights_of_ranks(ranks: _Floats) -> _Floats:
         scale = spread * np.sqrt((others**2).sum(axis=0))
         # A proxy that is the same for all networks, or the only one left, contradicts nothing.
         r = np.divide((centred * others).sum(axis=0), scale, out=np.ones(m), where=scale > 1e-9 * n)
-        moved = 0.5 * (weights + np.clip(1.0 + r / threshold, 0.0, 1.0))
+        moved = 0.5 * (weights + np.clip(1.0 + (r + chance) / _RANGE, 0.0, 1.0))
         if np.allclose(moved, weights, atol=1e-3):
             break
         weights = moved

@@ -24,16 +24,18 @@ from optuna_aznas.proxies.scores import BlockScores
 
 
 def isometry(blocks: Sequence[BlockScores]) -> float:
-    """Return the mean of the blocks' isometries, at most 0; 0 where no block has one."""
-    return _mean([block.isometry for block in blocks])
+    """Return the mean of the blocks' isometries, at most 0; 0 where no block has one, NaN where one is not finite."""
+    return _mean(blocks, [block.isometry for block in blocks])
 
 
 def jacobian_rank(blocks: Sequence[BlockScores]) -> float:
-    """Return the mean of the blocks' Jacobian ranks, from 0 to 1; 0 where no block has one."""
-    return _mean([block.jacobian_rank for block in blocks])
+    """Return the mean of the blocks' Jacobian ranks, from 0 to 1; 0 and NaN as in :func:`isometry`."""
+    return _mean(blocks, [block.jacobian_rank for block in blocks])
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(blocks: Sequence[BlockScores], values: Sequence[float]) -> float:
+    if any(math.isnan(block.spectral_norm) and block.trainability == -math.inf for block in blocks):
+        return math.nan  # features or gradients that are not finite
     measured = [value for value in values if not math.isnan(value)]
     return sum(measured) / len(measured) if measured else 0.0
 
