@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optuna_aznas.pruner import AZNASPruner as AZNASPruner
     from optuna_aznas.pruner import should_prune as should_prune
     from optuna_aznas.sampler import AZNASSampler as AZNASSampler
+    from optuna_aznas.storage import open_storage as open_storage
     from optuna_aznas.study import best_trials as best_trials
     from optuna_aznas.study import create_study as create_study
     from optuna_aznas.study import leaderboard as leaderboard
@@ -43,6 +44,7 @@ _HOME = {
     "create_study": "study",
     "diagnose": "proxies",
     "leaderboard": "study",
+    "open_storage": "storage",
     "proxy_importance": "study",
     "rank_scores": "study",
     "record": "study",
