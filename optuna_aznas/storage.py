@@ -114,6 +114,7 @@ _DATABASE_CALLS = (
     "get_trial_user_attrs",
     "get_trial_system_attrs",
     "get_trial_param",
+    "get_trial_id_from_study_id_trial_number",
     "get_trial_number_from_id",
     "record_heartbeat",
     "_create_new_trial",
@@ -123,6 +124,7 @@ _DATABASE_CALLS = (
     "_get_stale_trial_ids",
 )
 
+_WARNING = threading.Lock()
 _LOCAL = threading.local()  # of this thread: whether a call is being retried, and whether it needs the write lock
 
 
@@ -226,13 +228,7 @@ class _Database(RDBStorage):
                     end = time.monotonic() + self._patience if end is None else end
                     if time.monotonic() + delay > end:
                         raise
-                    if not self._waiting:
-                        self._waiting = True
-                        _LOG.warning(
-                            "optuna_aznas: the database does not answer; trying again for up to %g s: %s",
-                            self._patience,
-                            redact_url(_first_line(_driver_error(error)), self.url),
-                        )
+                    self._warn(error)
                 else:
                     self._waiting = False
                     return result
@@ -240,6 +236,17 @@ class _Database(RDBStorage):
                 delay = min(2 * delay, _LONGEST_DELAY)
         finally:
             _LOCAL.retrying = False
+
+    def _warn(self, error: BaseException) -> None:
+        """Log one line, once for all threads and calls until the database answers again."""
+        with _WARNING:
+            if self._waiting:
+                return
+            self._waiting = True
+        reason = redact_url(_first_line(_driver_error(error)), self.url)
+        _LOG.warning(
+            "optuna_aznas: the database does not answer; trying again for up to %g s: %s", self._patience, reason
+        )
 
 
 def _retried(name: str) -> Any:

@@ -158,7 +158,7 @@ def test_a_study_of_another_make_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(_settle, "_WAIT", float("inf"))
     storage = az.open_storage(f"sqlite:///{tmp_path}/nas.db")
     study = az.create_study(study_name="s", storage=storage, proxies=["a", "b"])
-    study.tell(study.ask(), (1.0, 2.0))
+    study.optimize(lambda trial: (1.0, 2.0), n_trials=1)
     assert _settle.stored_settings(storage, "s") == {}
     stored, created = _settle.settle(storage, "s", SETTINGS, FIRST)
     assert (stored["evaluator_seed"], created) == (0, False)
