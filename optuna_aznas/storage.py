@@ -285,9 +285,11 @@ def _driver_error(error: BaseException) -> BaseException:
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later: the connection is lost, or the database is locked or overloaded."""
-    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
     cause = _driver_error(error)
+    if isinstance(cause, PendingRollbackError):  # the connection was lost in the middle of a transaction
+        return True
     if not isinstance(cause, DBAPIError):
         return False
     if type(cause.orig).__module__.startswith("sqlite3"):
