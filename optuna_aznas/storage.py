@@ -63,7 +63,7 @@ def open_storage(url: str, *, patience: float = 60.0) -> BaseStorage:
         ValueError: ``url`` is no URL.
         RuntimeError: This Optuna has no gRPC proxy.
         Exception: What Optuna or the driver raises where the storage cannot be opened. Such a message may hold the
-            password; :func:`redact_url` hides it.
+            password; :func:`~optuna_aznas.storage.redact_url` hides it.
 
     Example:
         >>> storage = open_storage("sqlite://")
