@@ -10,7 +10,7 @@ version = release = optuna_aznas.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 html_theme = "furo"
 html_title = f"optuna_aznas {release}"
-exclude_patterns = ["_build", "detected.rst"]
+exclude_patterns = ["_build", "detected.rst", "tables"]
 nitpicky = False
 
 autodoc_typehints = "description"
