@@ -24,7 +24,6 @@ from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
 from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CandidateScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
-from optuna_aznas.sampler.duplicates import describe
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
 from optuna_aznas.sampler.view import StudyView
@@ -115,7 +114,7 @@ class BayesianOptimisation:
             extra = int(self._variation.rng.integers(2))
             params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
             present = conditions.present(params)
-            key = frozenset(describe(present).items())
+            key = frozenset(view.describe(present).items())
             if key in found or view.is_duplicate(params) or not self._candidate_filter(dict(params)):
                 continue
             scores = self._proxy_scores(key, params, view.history.names, cache)

@@ -14,11 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas.aggregation import Parameters
 from optuna_aznas.study.attributes import architecture_names
+from optuna_aznas.study.values import index_of
 
 _Floats = npt.NDArray[np.float64]
 
 _Space = Mapping[str, BaseDistribution]
 
+_MAX_COLUMNS = 64  # most columns of one categorical parameter, beside the one that marks it as absent
 _ABSENT = object()  # stands for the value of a parameter that a network does not have
 
 
@@ -46,7 +48,8 @@ def trained_values(trials: Sequence[FrozenTrial], direction: StudyDirection) -> 
 class Encoder:
     """Encodes parameters as columns of numbers.
 
-    A categorical parameter has one column for each choice. A numerical parameter has one column, its position between
+    A categorical parameter has one column for each choice. Beyond 64 choices each has a direction in 64 columns, drawn
+    at random, so that any two choices are about as far apart as with a column for each. A numerical parameter has one column, its position between
     its bounds on its distribution's own scale. Each has one more column that marks it as absent. Parameters with equal
     distributions (the operations of several edges, the widths of several layers) are also pooled: the sums of their
     columns, divided by the square root of their number.
@@ -97,7 +100,9 @@ def encode_hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
 
 
 def _width(distribution: BaseDistribution) -> int:
-    return 1 + (len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1)
+    return 1 + (
+        min(len(distribution.choices), _MAX_COLUMNS) if isinstance(distribution, CategoricalDistribution) else 1
+    )
 
 
 def _write(columns: _Floats, distribution: BaseDistribution, value: Any) -> None:
@@ -106,9 +111,15 @@ def _write(columns: _Floats, distribution: BaseDistribution, value: Any) -> None
         columns[-1] = math.sqrt(0.5)
     elif isinstance(distribution, CategoricalDistribution):
         try:
-            columns[int(distribution.to_internal_repr(value))] = math.sqrt(0.5)
+            choice = index_of(distribution, value)
         except ValueError:  # a choice that no longer exists
             columns[-1] = math.sqrt(0.5)
+            return
+        if len(distribution.choices) > _MAX_COLUMNS:
+            direction = np.random.default_rng(choice).standard_normal(_MAX_COLUMNS)
+            columns[:-1] = math.sqrt(0.5) * direction / np.linalg.norm(direction)
+        else:
+            columns[choice] = math.sqrt(0.5)
     else:
         assert isinstance(distribution, IntDistribution | FloatDistribution)
         low, high, number = float(distribution.low), float(distribution.high), float(value)
