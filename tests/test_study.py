@@ -344,9 +344,9 @@ def test_record_names_the_architecture():
     study.optimize(objective, n_trials=15)
     assert all(trial.user_attrs["aznas:architecture"] == ["x"] for trial in study.trials)
     assert len({trial.params["x"] for trial in study.trials}) == 15  # the learning rate makes no other architecture
+    trial = study.ask()
+    trial.suggest_int("x", 0, 20)
     with pytest.raises(ValueError, match=r"architecture names \['y'\], .* has suggested \['x'\]"):
-        trial = study.ask()
-        trial.suggest_int("x", 0, 20)
         az.record(trial, {"a": 1.0, "b": 2.0}, architecture=["x", "y"])
     with pytest.raises(ValueError, match="architecture must be a list of parameter names"):
         az.record(trial, {"a": 1.0, "b": 2.0}, architecture="x")

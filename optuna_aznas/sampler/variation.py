@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_aznas._optuna import contains
-from optuna_aznas.study.values import canonical, index_of, nearest_on_grid
+from optuna_aznas.study.values import canonical, index_of, nearest_on_grid, same_distribution
 
 _STEP = 0.15  # standard deviation of a numerical mutation, as a fraction of the range on the distribution's own scale
 
@@ -80,10 +80,10 @@ class Variation:
     def _seed(self, seed: int | None) -> None:
         source = np.random.SeedSequence(seed)
         self.rng = np.random.default_rng(source)
-        self._entropy = source.entropy
+        self._entropy: Any = source.entropy
 
     def rng_of(self, number: int, name: str) -> np.random.Generator:
-        """Return a source for one parameter of one trial, so that equal seeds do not draw equal values in two trials."""
+        """Return a source for one parameter of one trial: equal seeds do not draw equal values in two trials."""
         return np.random.default_rng([self._entropy, number, zlib.crc32(name.encode())])
 
     def random(self, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -128,6 +128,11 @@ def sample_uniform(distribution: BaseDistribution, rng: np.random.Generator) -> 
 
 def inherit(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     """Return a parent's value, or a random one where the distribution does not, or no longer, contain it."""
+    if isinstance(distribution, CategoricalDistribution):
+        try:
+            return distribution.choices[index_of(distribution, value)]
+        except ValueError:
+            return sample_uniform(distribution, rng)
     return canonical(value, distribution) if contains(distribution, value) else sample_uniform(distribution, rng)
 
 
@@ -169,7 +174,7 @@ def cross(
     """
     child = dict(mother)
     for name, distribution in space.items():
-        if name in father and father_space.get(name) == distribution and rng.random() < 0.5:
+        if name in father and same_distribution(father_space.get(name), distribution) and rng.random() < 0.5:
             child[name] = canonical(father[name], distribution)
     return child
 

@@ -14,7 +14,7 @@ from optuna_aznas.sampler.claims import expected_architecture
 from optuna_aznas.sampler.duplicates import EvaluatedArchitectures
 from optuna_aznas.study.attributes import architecture_names, recorded_architecture
 from optuna_aznas.study.history import Aggregation, StudyHistory
-from optuna_aznas.study.values import Description, describe
+from optuna_aznas.study.values import Description, describe, same_distribution
 
 
 class StudyView:
@@ -60,7 +60,9 @@ class StudyView:
         self.hyperparameter_names -= self.architecture_names
         for trial in finished + unfinished:
             for name, distribution in trial.distributions.items():
-                self._last[name] = _same(self._last.get(name), distribution)
+                # The same object where it is equal: that is recognised without comparing choices one by one.
+                if not same_distribution(self._last.get(name), distribution):
+                    self._last[name] = distribution
         self._pending = [self.expected_architecture(trial) for trial in unfinished if trial.number != own.number]
 
     @property
@@ -105,12 +107,3 @@ class StudyView:
 
     def _with_last_choices(self, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
         return {n: self._last[n] if isinstance(d, CategoricalDistribution) else d for n, d in space.items()}
-
-
-def _same(old: BaseDistribution | None, new: BaseDistribution) -> BaseDistribution:
-    """Return ``old`` if it equals ``new``: the same object is recognised without comparing 100,000 choices one by one,
-    as ``==`` of two distributions does.
-    """
-    if isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution):
-        return old if old is new or old.choices == new.choices else new
-    return new

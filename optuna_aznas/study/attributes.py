@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.study import StudyDirection
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._optuna import constraint_values, has_reported
@@ -162,8 +162,9 @@ def values_are_scores(directions: Sequence[StudyDirection]) -> bool:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial satisfies its constraints: none of their values is above 0, as Optuna defines it. Constraints that
-    are no numbers are not satisfied.
+    """Whether a trial satisfies its constraints: none of their values is above 0, as Optuna defines it.
+
+    Constraints that are no numbers are not satisfied.
     """
     values = constraint_values(trial)
     return values is not None and all(value <= 0.0 for value in values)

@@ -176,10 +176,9 @@ class StudyHistory:
         keep = [not (t.state == TrialState.FAIL and t.number in self._retried) for t in self.trials]
         if all(keep):
             return
-        self.trials, self._numbers, self.feasible = (
-            [item for item, kept in zip(items, keep, strict=True) if kept]
-            for items in (self.trials, self._numbers, self.feasible)
-        )
+        self.trials = [trial for trial, kept in zip(self.trials, keep, strict=True) if kept]
+        self.feasible = [feasible for feasible, kept in zip(self.feasible, keep, strict=True) if kept]
+        self._numbers = [trial.number for trial in self.trials]
         rows, self._table = self.proxy_scores[keep], _GrowingTable()
         self._table.extend(rows)
         self._some_feasible = any(self.feasible)
