@@ -115,8 +115,9 @@ class BayesianOptimisation:
             extra = int(self._variation.rng.integers(2))
             params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
             present = conditions.present(params)
-            key = frozenset(view.describe(present).items())
-            if key in found or view.is_duplicate(params) or not self._candidate_filter(dict(params)):
+            described = view.describe(params)
+            key = frozenset((name, described[name]) for name in present)
+            if key in found or view.holds(described) or not self._candidate_filter(dict(params)):
                 continue
             scores = self._proxy_scores(key, params, view.history.names, cache)
             if scores is not None:

@@ -29,12 +29,12 @@ def canonical(value: Any, distribution: BaseDistribution | None) -> Any:
     Floats with a step are moved onto their grid if they miss it by a rounding error. Numbers have their distribution's
     type. Choices, values without a distribution and those that are no numbers are returned as they are.
     """
-    if isinstance(value, str):
+    kind = type(distribution)  # compared by identity: isinstance of Optuna's abstract classes is slow
+    if kind is IntDistribution:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+    if kind is not FloatDistribution or not isinstance(value, (int, float)):  # faster
         return value
-    if isinstance(value, float) and isinstance(distribution, IntDistribution):
-        return int(value) if value.is_integer() else value
-    if not isinstance(value, (int, float)) or not isinstance(distribution, FloatDistribution):  # faster
-        return value
+    assert isinstance(distribution, FloatDistribution)
     try:
         number = float(value)
     except OverflowError:
@@ -62,7 +62,10 @@ def describe(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -
         params: The parameters.
         space: Distributions, as far as they are known.
     """
-    return {name: _text(canonical(value, space.get(name))) for name, value in params.items()}
+    return {
+        name: repr(value) if type(value) is str else _text(canonical(value, space.get(name)))
+        for name, value in params.items()
+    }
 
 
 def index_of(distribution: CategoricalDistribution, value: Any) -> int:
