@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -10,10 +10,11 @@ from optuna.samplers import PartialFixedSampler
 from optuna.samplers._base import _process_constraints_after_trial
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 _FIXED_PARAMS_KEY = "fixed_params"  # system attribute of a trial that enqueue_trial has queued
 _CONSTRAINTS_KEY = "constraints"  # system attribute of a trial, up to Optuna 4
+_RETRIES_KEY = "retry_history"  # system attribute of a trial: the numbers of the dead trials that it repeats
 
 
 def whole_study(study: Study) -> Study:
@@ -62,8 +63,9 @@ def set_trial_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any
 
 
 def queued_params(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the parameters that ``enqueue_trial`` has given a trial."""
-    return dict(trial.system_attrs.get(_FIXED_PARAMS_KEY, {}))
+    """Return the parameters that ``enqueue_trial`` has given a trial; none where they cannot be read."""
+    queued = trial.system_attrs.get(_FIXED_PARAMS_KEY)
+    return dict(queued) if isinstance(queued, Mapping) else {}
 
 
 def fixed_params(study: Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -73,11 +75,27 @@ def fixed_params(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     return {**partly_fixed, **queued_params(trial)}
 
 
-def constraint_values(trial: FrozenTrial) -> list[float]:
-    """Return a trial's constraint values, at most 0 where it is feasible; none where it has no constraints."""
-    if hasattr(trial, "constraints"):  # Optuna 5
-        return list(trial.constraints.values())
-    return list(trial.system_attrs.get(_CONSTRAINTS_KEY) or ())
+def constraint_values(trial: FrozenTrial) -> list[float] | None:
+    """Return a trial's constraint values, at most 0 where it is feasible; empty where it has no constraints, and
+    ``None`` where they cannot be read as numbers.
+    """
+    try:
+        if hasattr(trial, "constraints"):  # Optuna 5
+            return [float(value) for value in trial.constraints.values()]
+        return [float(value) for value in trial.system_attrs.get(_CONSTRAINTS_KEY) or ()]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def retried_numbers(trial: FrozenTrial) -> list[int]:
+    """Return the numbers of the dead trials that a trial repeats, as ``RetryFailedTrialCallback`` stores them."""
+    numbers = trial.system_attrs.get(_RETRIES_KEY)
+    return [number for number in numbers if isinstance(number, int)] if isinstance(numbers, list) else []
+
+
+def has_reported(trial: BaseTrial) -> bool:
+    """Whether a running trial has reported intermediate values."""
+    return isinstance(trial, Trial) and bool(trial._cached_frozen_trial.intermediate_values)
 
 
 def store_constraints(

@@ -221,3 +221,47 @@ def test_a_sampler_and_a_pruner_let_studies_go():
     gc.collect()
     assert gone() is None
     assert list(sampler._sessions) == list(pruner._histories) == []
+
+
+def retry(study, number):
+    """What Optuna adds for a worker that has died: the class was renamed in 4.9."""
+    new = getattr(optuna.storages, "RetryHeartbeatStaleTrialCallback", None)
+    (new or optuna.storages.RetryFailedTrialCallback)()(study, study.trials[number])
+    return study.trials[-1]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_dead_trial_and_its_retry_count_once():
+    study, history = optuna.create_study(), StudyHistory()
+    add(study, [(1.0, 1.0, True), (2.0, 2.0, True)])
+    for attempt in range(3):  # trial 2 dies, and so does its retry 3
+        trial = study.ask()
+        assert trial.number == 2 + attempt
+        az.record(trial, {"a": 3.0, "b": 3.0})
+        if attempt < 2:
+            study.tell(trial, state=TrialState.FAIL)
+            history.update(study)
+            assert [t.number for t in history.best(9)] == [2 + attempt, 1, 0]
+            assert retry(study, trial.number).state == TrialState.WAITING
+    add(study, [(0.0, 0.0, False)])
+    study.tell(trial, 0.0)
+    history.update(study)
+    fresh = StudyHistory.of(study)
+    for counted in (history, fresh):
+        assert sorted(t.number for t in counted.trials) == [0, 1, 4, 5]
+        assert [t.number for t in counted.best(9)] == [4, 1, 0]
+        assert len(counted.proxy_scores) == len(counted.feasible) == len(counted.rank_scores()) == 4
+        assert counted.unscored == Counter()
+    assert az.rank_scores(study).keys() == {0, 1, 4}
+
+
+def test_best_breaks_ties_by_number_not_by_the_order_of_finishing():
+    study, history = optuna.create_study(), StudyHistory()
+    trials = [study.ask() for _ in range(4)]
+    for trial in trials:
+        az.record(trial, {"a": 1.0, "b": 1.0})
+    for i in (2, 0, 3, 1):
+        study.tell(trials[i], 0.0)
+        history.update(study)
+    assert [trial.number for trial in history.best(4)] == [0, 1, 2, 3]
+    assert [trial.number for trial in az.best_trials(study, 4)] == [0, 1, 2, 3]

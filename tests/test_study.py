@@ -135,7 +135,8 @@ def test_record_is_in_the_storage_at_once(tmp_path):
     text = json.dumps(stored.user_attrs)
     assert "NaN" not in text
     assert "Infinity" not in text
-    az.record(trial, {"p": 2.0})
+    with pytest.warns(UserWarning, match="other proxy scores"):
+        az.record(trial, {"p": 2.0})
     again = study.trials[0].user_attrs
     assert again["aznas:scores"] == {"p": 2.0}
     assert again["aznas:architecture"] == ["width", "op"]  # not the learning rate
@@ -290,3 +291,86 @@ def test_reading_a_study_filtered_by_hyperband():
     study.optimize(objective, n_trials=60)
     assert len(az.rank_scores(study)) == 60
     assert len({trial.params["x"] for trial in study.trials}) == 60  # those of other brackets are known too
+
+
+def test_no_proxy_overwrites_a_column():
+    """A leaderboard has all of its columns, whatever the proxies are called."""
+    names = ["place", "number", "rank_score", "params_x", "score", "proxy_place", "value"]
+    study = optuna.create_study()
+    for i in range(3):
+        trial = study.ask()
+        trial.suggest_int("x", 0, 9)
+        az.record(trial, {name: 100.0 * i + k for k, name in enumerate(names)})
+        study.tell(trial, 0.0)
+    row = az.leaderboard(study).to_dicts()[0]
+    assert len(row) == 3 + len(names) + 1
+    assert (row["place"], row["number"], row["rank_score"]) == (1, 2, 0.0)
+    assert row["params_x"] == study.trials[2].params["x"]
+    assert (row["score"], row["value"]) == (204.0, 206.0)  # no column has these names
+    assert row["proxy_place"] == 200.0
+    assert row["proxy_params_x"] == 203.0
+    assert row["proxy_proxy_place"] == 205.0
+
+
+def test_record_on_a_finished_trial():
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.suggest_int("x", 0, 9)
+    study.tell(trial, 0.0)
+    for finished in (study.trials[0], trial):
+        with pytest.raises(ValueError, match=r"Trial 0 has finished.*study\.enqueue_trial\(trial\.params\)"):
+            az.record(finished, {"a": 1.0})
+    assert study.trials[0].user_attrs == {}
+
+
+def test_an_objective_that_records_takes_the_best_trial():
+    """Optuna's way to evaluate a finished trial again: the objective is called with it."""
+
+    def objective(trial):
+        az.record(trial, {"a": trial.suggest_float("x", 0, 1)})
+        return trial.params["x"]
+
+    study = optuna.create_study(direction="maximize")
+    study.optimize(objective, n_trials=3)
+    assert objective(study.best_trial) == study.best_value
+    assert objective(optuna.trial.FixedTrial({"x": 0.5})) == 0.5
+
+
+def test_record_names_the_architecture():
+    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0, n_candidates=5))
+
+    def objective(trial):
+        lr, x = trial.suggest_float("lr", 0, 1), trial.suggest_int("x", 0, 20)
+        az.record(trial, {"a": x, "b": -x}, architecture=["x"])
+        return x * lr
+
+    study.optimize(objective, n_trials=15)
+    assert all(trial.user_attrs["aznas:architecture"] == ["x"] for trial in study.trials)
+    assert len({trial.params["x"] for trial in study.trials}) == 15  # the learning rate makes no other architecture
+    trial = study.ask()
+    trial.suggest_int("x", 0, 20)
+    with pytest.raises(ValueError, match=r"architecture names \['y'\], .* has suggested \['x'\]"):
+        az.record(trial, {"a": 1.0, "b": 2.0}, architecture=["x", "y"])
+    with pytest.raises(ValueError, match="architecture must be a list of parameter names"):
+        az.record(trial, {"a": 1.0, "b": 2.0}, architecture="x")
+
+
+def test_record_again_with_other_values_and_after_a_report():
+    study = optuna.create_study()
+    trial = study.ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        az.record(trial, {"a": 1.0})
+        az.record(trial, {"a": 1})
+    with pytest.warns(UserWarning, match=r"Trial 0 has recorded other proxy scores before; the last ones count"):
+        az.record(trial, {"a": 2.0})
+    assert study.trials[0].user_attrs["aznas:scores"] == {"a": 2.0}
+    trial = study.ask()
+    trial.report(1.0, 0)
+    with pytest.warns(UserWarning, match=r"Trial 1 has reported .* before it recorded .* call .*record.* first"):
+        az.record(trial, {"a": 2.0})
+
+
+def test_record_numbers_beyond_floats():
+    with pytest.raises(ValueError, match=r"proxy_scores\['a'\] must be a number"):
+        az.record(optuna.create_study().ask(), {"a": 10**400})

@@ -24,13 +24,13 @@ from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
 from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CandidateScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
-from optuna_aznas.sampler.duplicates import describe
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
 from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.attributes import architecture_params, is_feasible
 from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
 from optuna_aznas.study.per_study import PerStudy
+from optuna_aznas.study.values import same_distribution
 
 _INITIAL_FRACTION = 0.25  # fraction of candidates, best rank score first, considered while little is trained
 _FULL_AFTER = 20  # trained values from which all candidates are considered
@@ -107,7 +107,7 @@ class BayesianOptimisation:
     ) -> list[Candidate]:
         """Return up to ``n_candidates`` new candidates, half of them children, with their proxy scores."""
         conditions = cache.conditional_parameters(view.history.trials)
-        parents = cache.parents or [_architecture(trial) for trial in view.history.best(_N_PARENTS)]
+        parents = cache.parents or [_architecture(trial, view.space) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
         for draw in range(_DRAWS * self._n_candidates):
             if len(found) == self._n_candidates:
@@ -115,8 +115,9 @@ class BayesianOptimisation:
             extra = int(self._variation.rng.integers(2))
             params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
             present = conditions.present(params)
-            key = frozenset(describe(present).items())
-            if key in found or view.is_duplicate(params) or not self._candidate_filter(dict(params)):
+            described = view.describe(params)
+            key = frozenset((name, described[name]) for name in present)
+            if key in found or view.holds(described) or not self._candidate_filter(dict(params)):
                 continue
             scores = self._proxy_scores(key, params, view.history.names, cache)
             if scores is not None:
@@ -254,11 +255,14 @@ def _best_architectures(
             present = candidates[i - len(trials)].present
             best.append(Architecture(present, {name: space[name] for name in present if name in space}))
         elif is_feasible(trials[i]) or not some_feasible:
-            best.append(_architecture(trials[i]))
+            best.append(_architecture(trials[i], space))
         if len(best) == _N_PARENTS:
             break
     return best
 
 
-def _architecture(trial: FrozenTrial) -> Architecture:
-    return Architecture(architecture_params(trial), trial.distributions)
+def _architecture(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Architecture:
+    """Return a trial's architecture; the distributions are those of the space where they are equal."""
+    params = architecture_params(trial)
+    own = {name: trial.distributions[name] for name in params}
+    return Architecture(params, {n: space[n] if same_distribution(space.get(n), d) else d for n, d in own.items()})

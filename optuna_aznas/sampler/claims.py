@@ -4,19 +4,23 @@ There is no lock. A worker *claims* its candidate: it writes the candidate into 
 the study again. Of two workers that write the same architecture, the one that writes second is certain to see the
 other's claim and takes its next candidate. If both write before either reads, both see the other's and take another
 candidate, which costs a draw and nothing else. A claim ends with its trial.
+
+Parameters that are drawn one by one, those of a study's first trials for example, are claimed one by one, each together
+with those before it: nobody knows which of them will be the last.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from optuna_aznas._optuna import queued_params, set_trial_system_attr
-from optuna_aznas.sampler.duplicates import Description, describe
-from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_params
+from optuna_aznas.study.attributes import architecture_params, recorded_architecture
+from optuna_aznas.study.values import Description, describe
 
 if TYPE_CHECKING:
     from optuna_aznas.sampler.view import StudyView
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 #: System attribute of a trial: the architecture that it has claimed, which its objective has not suggested yet.
 CLAIM_KEY = "aznas:proposal"
 
-_MAX_CLAIMS = 10  # candidates that are claimed for one trial; the last is taken even if another trial has it
+_MAX_CLAIMS = 10  # candidates (or values) claimed for one trial; the last is taken even if another trial has it
 
 
 def first_unclaimed(
@@ -40,17 +44,54 @@ def first_unclaimed(
     """
     candidate: dict[str, Any] = {}
     for candidate in itertools.islice(candidates, _MAX_CLAIMS):
-        if _claim(view, trial, describe({**candidate, **fixed})):
+        if _claim(view, trial, view.describe({**candidate, **fixed})):
             break
     return candidate
 
 
-def expected_architecture(trial: FrozenTrial) -> Description:
-    """Return the architecture that an unfinished trial has, or is expected to have, as far as it is known."""
-    if ARCHITECTURE_KEY in trial.user_attrs:
-        return describe(architecture_params(trial))
-    claimed = trial.system_attrs.get(CLAIM_KEY, {})
-    return {**claimed, **describe(queued_params(trial)), **describe(trial.params)}
+def first_unclaimed_value(
+    view: StudyView, trial: FrozenTrial, name: str, distribution: BaseDistribution, values: Iterable[Any]
+) -> Any:
+    """Return the first of some values of one parameter with which the architecture of ``trial`` is no duplicate.
+
+    It is claimed. If there is no such value, the last is returned.
+
+    Args:
+        view: The study.
+        trial: The running trial.
+        name: The parameter.
+        distribution: Its distribution.
+        values: Values drawn for it, at least one.
+    """
+    known = view.expected_architecture(trial)
+    n_claims = 0
+    for value in values:
+        architecture = {**known, **describe({name: value}, {name: distribution})}
+        if n_claims < _MAX_CLAIMS and not view.holds(architecture):
+            n_claims += 1
+            if _claim(view, trial, architecture):
+                break
+    return value
+
+
+def expected_architecture(
+    trial: FrozenTrial, space: Mapping[str, BaseDistribution], hyperparameters: Container[str]
+) -> Description:
+    """Return the architecture that an unfinished trial has, or is expected to have, as far as it is known.
+
+    Args:
+        trial: The trial.
+        space: Distributions of parameters that it has not suggested yet, as far as they are known.
+        hyperparameters: Names of parameters that are no architecture's.
+    """
+    if recorded_architecture(trial) is not None:
+        return describe(architecture_params(trial), trial.distributions)
+    claimed = trial.system_attrs.get(CLAIM_KEY)
+    readable = claimed.items() if isinstance(claimed, Mapping) else ()
+    expected = {name: text for name, text in readable if isinstance(text, str)}
+    expected |= describe(queued_params(trial), space)
+    expected |= describe(trial.params, trial.distributions)
+    return {name: text for name, text in expected.items() if name not in hyperparameters}
 
 
 def _claim(view: StudyView, trial: FrozenTrial, architecture: Description) -> bool:

@@ -39,17 +39,19 @@ class ConditionalParameters:
     def present(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the parameters that the architecture has."""
         known: dict[str, bool] = {}
-
-        def is_present(name: str, depth: int = 0) -> bool:
-            if name not in known:
+        for name in params:
+            # What depends on what is a chain. It ends at a parameter that depends on none, or is known already; rules
+            # that depend on each other in a circle end it too.
+            chain: list[str] = []
+            while name not in known:
                 known[name] = name in params
-                # Rules may depend on each other in a circle: no chain is longer than their number.
-                if known[name] and name in self._rules and depth < len(self._rules):
-                    other, rule = self._rules[name]
-                    known[name] = _look_up(rule, params[other] if is_present(other, depth + 1) else _ABSENT)
-            return known[name]
-
-        return {name: value for name, value in params.items() if is_present(name)}
+                if known[name] and name in self._rules:
+                    chain.append(name)
+                    name = self._rules[name][0]
+            for dependent in reversed(chain):
+                other, rule = self._rules[dependent]
+                known[dependent] = _look_up(rule, params[other] if known[other] else _ABSENT)
+        return {name: value for name, value in params.items() if known[name]}
 
 
 def _rule(name: str, other: str, architectures: Sequence[Mapping[str, Any]]) -> dict[Any, bool] | None:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_params
-
-#: An architecture as text: parameter name -> value. Categorical choices need not be hashable, text is.
-Description = dict[str, str]
-
-
-def describe(params: Mapping[str, Any]) -> Description:
-    """Return parameters in a form that can be compared, hashed and stored."""
-    return {name: repr(value) for name, value in params.items()}
+from optuna_aznas.study.attributes import architecture_params, recorded_architecture
+from optuna_aznas.study.values import Description, describe
 
 
 class _Node:
@@ -63,10 +55,10 @@ class EvaluatedArchitectures:
         A trial that failed or was pruned before it recorded proxy scores may not have suggested all of its parameters,
         so that its path may end too early. Only a candidate with exactly the same parameters is its duplicate.
         """
-        architecture = describe(architecture_params(trial))
+        architecture = describe(architecture_params(trial), trial.distributions)
         if not architecture:
             return
-        if trial.state != TrialState.COMPLETE and ARCHITECTURE_KEY not in trial.user_attrs:
+        if trial.state != TrialState.COMPLETE and recorded_architecture(trial) is None:
             self._interrupted.add(frozenset(architecture.items()))
             return
         for name in architecture:
@@ -83,18 +75,36 @@ class EvaluatedArchitectures:
 
 
 def _leads_to_evaluated(node: _Node, candidate: Description) -> bool:
-    """Whether a candidate that has arrived at ``node`` can only become an evaluated architecture."""
+    """Whether a candidate that has arrived at ``node`` can only become an evaluated architecture.
+
+    The walk is as deep as the architecture has parameters, too deep for recursion: :func:`_walk` yields each place that
+    it needs to know of, and is sent the answer.
+    """
+    walks, answer = [_walk(node, candidate)], None
+    while walks:
+        try:
+            walks.append(_walk(walks[-1].send(answer), candidate))
+            answer = None
+        except StopIteration as finished:
+            walks.pop()
+            answer = finished.value
+    return bool(answer)
+
+
+def _walk(node: _Node, candidate: Description) -> Generator[_Node, bool | None, bool]:
     if node.is_complete:
         return True
     for name, branches in node.branches.items():
         if name in candidate:
             child = branches.by_value.get(candidate[name])
-            if child is not None and _leads_to_evaluated(child, candidate):
+            if child is not None and (yield child):
                 return True
-        elif len(branches.by_value) < branches.n_possible:
-            continue
-        elif all(_leads_to_evaluated(child, candidate) for child in branches.by_value.values()):
-            return True
+        elif len(branches.by_value) >= branches.n_possible:
+            for child in branches.by_value.values():
+                if not (yield child):
+                    break
+            else:
+                return True
     return False
 
 

@@ -18,10 +18,10 @@ from optuna_aznas._arguments import check_callable
 from optuna_aznas._optuna import fixed_params, store_constraints
 from optuna_aznas.sampler.bayesian import BayesianOptimisation
 from optuna_aznas.sampler.candidates import CandidateFilter, accept_all
-from optuna_aznas.sampler.claims import first_unclaimed
+from optuna_aznas.sampler.claims import first_unclaimed, first_unclaimed_value
 from optuna_aznas.sampler.evolution import Evolution
 from optuna_aznas.sampler.strategy import Params, Space, Strategy
-from optuna_aznas.sampler.variation import Variation
+from optuna_aznas.sampler.variation import Variation, sample_uniform
 from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.attributes import SCORES_KEY
 from optuna_aznas.study.history import Aggregation
@@ -79,7 +79,7 @@ class AZNASSampler(BaseSampler):
             then candidates are chosen by S.
         hyperparameter_sampler: Samples the hyperparameters, which are suggested after :func:`~optuna_aznas.record`.
             :class:`optuna.samplers.RandomSampler` by default.
-        seed: Seed of the random numbers.
+        seed: Seed of the random numbers. Workers may share one: what the first trials draw depends on their number too.
 
     Raises:
         ValueError: An argument is out of range.
@@ -172,11 +172,12 @@ class AZNASSampler(BaseSampler):
             return self._hyperparameter_sampler.sample_independent(study, trial, param_name, param_distribution)
         with self._lock:
             view = self._session(study).view
-            for _ in range(_INDEPENDENT_TRIES):
-                value = self._random_sampler.sample_independent(study, trial, param_name, param_distribution)
-                if not view.completes_duplicate(trial, param_name, value):
-                    break
-            return value
+            if param_name in view.hyperparameter_names:  # suggested before record, which names the architecture
+                return self._hyperparameter_sampler.sample_independent(study, trial, param_name, param_distribution)
+            rng = self._variation.rng_of(trial.number, param_name)
+            tries = 1 if param_distribution.single() else _INDEPENDENT_TRIES
+            values = (sample_uniform(param_distribution, rng) for _ in range(tries))
+            return first_unclaimed_value(view, trial, param_name, param_distribution, values)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._hyperparameter_sampler.before_trial(study, trial)

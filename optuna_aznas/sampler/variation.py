@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_aznas._optuna import contains
+from optuna_aznas.study.values import canonical, index_of, nearest_on_grid, same_distribution
 
 _STEP = 0.15  # standard deviation of a numerical mutation, as a fraction of the range on the distribution's own scale
 
@@ -69,11 +71,20 @@ class Variation:
             raise ValueError(f"crossover_prob must be a probability between 0 and 1; got {crossover_prob!r}.")
         self._fewest, self._most = counts
         self._crossover_prob = crossover_prob
-        self.rng = np.random.default_rng(seed)
+        self._seed(seed)
 
     def reseed(self) -> None:
         """Draw from a new, unpredictable source from now on."""
-        self.rng = np.random.default_rng()
+        self._seed(None)
+
+    def _seed(self, seed: int | None) -> None:
+        source = np.random.SeedSequence(seed)
+        self.rng = np.random.default_rng(source)
+        self._entropy: Any = source.entropy
+
+    def rng_of(self, number: int, name: str) -> np.random.Generator:
+        """Return a source for one parameter of one trial: equal seeds do not draw equal values in two trials."""
+        return np.random.default_rng([self._entropy, number, zlib.crc32(name.encode())])
 
     def random(self, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
         """Return values for all of ``space``, drawn uniformly on each distribution's own scale."""
@@ -117,7 +128,12 @@ def sample_uniform(distribution: BaseDistribution, rng: np.random.Generator) -> 
 
 def inherit(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     """Return a parent's value, or a random one where the distribution does not, or no longer, contain it."""
-    return value if contains(distribution, value) else sample_uniform(distribution, rng)
+    if isinstance(distribution, CategoricalDistribution):
+        try:
+            return distribution.choices[index_of(distribution, value)]
+        except ValueError:
+            return sample_uniform(distribution, rng)
+    return canonical(value, distribution) if contains(distribution, value) else sample_uniform(distribution, rng)
 
 
 def mutate(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -129,9 +145,10 @@ def mutate(value: Any, distribution: BaseDistribution, rng: np.random.Generator)
     if distribution.single():
         return value
     if isinstance(distribution, CategoricalDistribution):
-        current = distribution.to_internal_repr(value)
-        others = [choice for i, choice in enumerate(distribution.choices) if i != current]
-        return others[int(rng.integers(len(others)))]
+        i = int(rng.integers(len(distribution.choices) - 1))
+        return distribution.choices[i + (i >= index_of(distribution, value))]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    value = canonical(value, distribution)
     unit = _to_unit(distribution, value)
     for _ in range(8):
         moved = (unit + _STEP * float(rng.standard_normal())) % 2.0  # reflected: 1.2 becomes 0.8, -0.2 becomes 0.2
@@ -139,10 +156,10 @@ def mutate(value: Any, distribution: BaseDistribution, rng: np.random.Generator)
         if mutated != value:
             return mutated
     # The grid is coarser than the steps drawn: take a neighbouring value.
-    step = getattr(distribution, "step", None) or 1
-    neighbours = [value - step, value + step]
-    inside = [v for v in neighbours if distribution.low <= v <= distribution.high]  # type: ignore[attr-defined]
-    return inside[int(rng.integers(len(inside)))]
+    step = distribution.step or 0.0
+    neighbours = [_nearest(distribution, neighbour) for neighbour in (value - step, value + step)]
+    others = [neighbour for neighbour in neighbours if neighbour != value]
+    return others[int(rng.integers(len(others)))] if others else value
 
 
 def cross(
@@ -157,8 +174,8 @@ def cross(
     """
     child = dict(mother)
     for name, distribution in space.items():
-        if father_space.get(name) == distribution and rng.random() < 0.5:
-            child[name] = father[name]
+        if name in father and same_distribution(father_space.get(name), distribution) and rng.random() < 0.5:
+            child[name] = canonical(father[name], distribution)
     return child
 
 
@@ -188,13 +205,17 @@ def _from_unit(distribution: BaseDistribution, unit: float) -> Any:
     value = low + unit * (high - low)
     if distribution.log:
         value = float(np.exp(value))
+    return _nearest(distribution, value)
+
+
+def _nearest(distribution: FloatDistribution | IntDistribution, value: float) -> Any:
+    """Return the value of a distribution that is nearest to a number."""
     if isinstance(distribution, IntDistribution):
         steps = round((value - distribution.low) / distribution.step)
-        return int(np.clip(distribution.low + steps * distribution.step, distribution.low, distribution.high))
+        return min(max(distribution.low + steps * distribution.step, distribution.low), distribution.high)
     if distribution.step is not None:
-        steps = round((value - distribution.low) / distribution.step)
-        value = distribution.low + steps * distribution.step
-    return float(np.clip(value, distribution.low, distribution.high))
+        return nearest_on_grid(value, distribution)
+    return float(min(max(value, distribution.low), distribution.high))
 
 
 @functools.lru_cache(maxsize=8)

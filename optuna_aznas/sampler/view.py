@@ -11,9 +11,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_aznas.sampler.claims import expected_architecture
-from optuna_aznas.sampler.duplicates import Description, EvaluatedArchitectures, describe
-from optuna_aznas.study.attributes import ARCHITECTURE_KEY, architecture_names
+from optuna_aznas.sampler.duplicates import EvaluatedArchitectures
+from optuna_aznas.study.attributes import architecture_names, recorded_architecture
 from optuna_aznas.study.history import Aggregation, StudyHistory
+from optuna_aznas.study.values import Description, describe, same_distribution
 
 
 class StudyView:
@@ -26,17 +27,19 @@ class StudyView:
     Attributes:
         history: The scored trials.
         architecture_names: Names of the architecture parameters of all trials that recorded proxy scores.
+        hyperparameter_names: Names of their other parameters that are in no architecture.
     """
 
     def __init__(self, study: Study, aggregation: Aggregation | None) -> None:
         self._study = weakref.ref(study)
         self._evaluated = EvaluatedArchitectures()
         self._pending: list[Description] = []  # architectures of other trials that wait or run
-        self._choices: dict[str, CategoricalDistribution] = {}  # categorical distributions, as trials had them last
+        self._last: dict[str, BaseDistribution] = {}  # of all parameters, as trials had them last
         self._distributions: dict[str, BaseDistribution] = {}  # of architecture_names, as trials had them last
         self._one_objective: bool | None = None  # read from the storage once
         self.history = StudyHistory(aggregation)
         self.architecture_names: set[str] = set()
+        self.hyperparameter_names: set[str] = set()
 
     @property
     def study(self) -> Study:
@@ -47,16 +50,20 @@ class StudyView:
     def update(self, own: FrozenTrial) -> None:
         """Read what is new in the study, on behalf of the running trial ``own``."""
         finished, unfinished = self.history.update(self.study, own)
-        self._pending = [expected_architecture(trial) for trial in unfinished if trial.number != own.number]
         for trial in finished:
             self._evaluated.add(trial)
-            if ARCHITECTURE_KEY in trial.user_attrs:
-                names = architecture_names(trial)
+            names = recorded_architecture(trial)
+            if names is not None:
                 self.architecture_names.update(names)
+                self.hyperparameter_names.update(trial.params)
                 self._distributions |= {name: trial.distributions[name] for name in names}
+        self.hyperparameter_names -= self.architecture_names
+        for trial in finished + unfinished:
             for name, distribution in trial.distributions.items():
-                if isinstance(distribution, CategoricalDistribution):
-                    self._choices[name] = distribution
+                # The same object where it is equal: that is recognised without comparing choices one by one.
+                if not same_distribution(self._last.get(name), distribution):
+                    self._last[name] = distribution
+        self._pending = [self.expected_architecture(trial) for trial in unfinished if trial.number != own.number]
 
     @property
     def is_trained(self) -> bool:
@@ -82,16 +89,21 @@ class StudyView:
         """Whether another trial that waits or runs has this architecture, or has claimed it."""
         return architecture in self._pending
 
-    def is_duplicate(self, params: Mapping[str, Any]) -> bool:
-        """Whether the study already holds this architecture, in a trial that has finished, runs or waits."""
-        return self._holds(describe(params))
-
-    def completes_duplicate(self, trial: FrozenTrial, name: str, value: Any) -> bool:
-        """Whether a running trial's architecture becomes a duplicate by one more parameter."""
-        return self._holds({**expected_architecture(trial), **describe({name: value})})
-
-    def _holds(self, architecture: Description) -> bool:
+    def holds(self, architecture: Description) -> bool:
+        """Whether a trial that has finished, runs or waits has this architecture."""
         return self.is_evaluated(architecture) or self.is_pending(architecture)
 
+    def is_duplicate(self, params: Mapping[str, Any]) -> bool:
+        """Whether the study already holds this architecture, in a trial that has finished, runs or waits."""
+        return self.holds(self.describe(params))
+
+    def describe(self, params: Mapping[str, Any]) -> Description:
+        """Return parameters as text, by their distributions as trials had them last."""
+        return describe(params, self._last)
+
+    def expected_architecture(self, trial: FrozenTrial) -> Description:
+        """Return the architecture that an unfinished trial has, or is expected to have, as far as it is known."""
+        return expected_architecture(trial, self._last, self.hyperparameter_names)
+
     def _with_last_choices(self, space: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-        return {n: self._choices[n] if isinstance(d, CategoricalDistribution) else d for n, d in space.items()}
+        return {n: self._last[n] if isinstance(d, CategoricalDistribution) else d for n, d in space.items()}

@@ -3,46 +3,98 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial
 
-from optuna_aznas._optuna import constraint_values
+from optuna_aznas._optuna import constraint_values, has_reported
 
 #: User attribute: proxy name -> proxy score. Plain JSON: a score that is not finite is a string such as ``"-inf"``.
 SCORES_KEY = "aznas:scores"
 
-#: User attribute: names of the parameters that had been suggested when proxy scores were first recorded.
+#: User attribute: names of the architecture's parameters. By default those that had been suggested when proxy scores
+#: were first recorded.
 ARCHITECTURE_KEY = "aznas:architecture"
 
 #: User attribute of a study: the most multiply-accumulates that its networks may take.
 BUDGET_KEY = "aznas:budget"
 
 
-def record(trial: BaseTrial, proxy_scores: Mapping[str, float] | Any) -> None:
+def record(
+    trial: BaseTrial, proxy_scores: Mapping[str, float] | Any, *, architecture: Sequence[str] | None = None
+) -> None:
     """Store a network's proxy scores on a trial.
 
     The proxy scores are in the storage when this returns. The parameters suggested before are the architecture; those
-    suggested afterwards are hyperparameters. A second call replaces the proxy scores and leaves the architecture's
-    parameters as they are.
+    suggested afterwards are hyperparameters. Where hyperparameters have to be suggested first, ``architecture`` names
+    the architecture's parameters. A second call replaces the proxy scores, with a warning if they differ, and leaves
+    the architecture's parameters as they are, unless it names them.
+
+    Call it before the first ``trial.report``, so that a pruner can decide before the training: later calls warn.
 
     Args:
         trial: The running trial.
         proxy_scores: A :class:`~optuna_aznas.ProxyScores`, or any mapping from proxy name to float. Bigger is better.
             NaN counts as ``-inf``.
+        architecture: Names of the architecture's parameters, all of them suggested before; by default all that were.
 
     Raises:
         TypeError: ``proxy_scores`` is neither.
-        ValueError: ``proxy_scores`` is empty, a name is not a non-empty string, or a value is not a number.
+        ValueError: ``proxy_scores`` is empty, a name is not a non-empty string, or a value is not a number;
+            ``architecture`` is no list of parameters of the trial; or the trial has finished without proxy scores, so
+            that it can no longer store any.
     """
     encoded: dict[str, float | str] = {}
     for name, number in as_numbers(proxy_scores).items():
         encoded[name] = number if math.isfinite(number) else "inf" if number > 0 else "-inf"
-    if ARCHITECTURE_KEY not in trial.user_attrs:
-        trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params))
-    trial.set_user_attr(SCORES_KEY, encoded)
+    names = None if architecture is None else _checked_names(architecture, list(trial.params))
+    before = trial.user_attrs.get(SCORES_KEY)
+    # A finished trial that has proxy scores is evaluated again, as in objective(study.best_trial): nothing is lost.
+    if before is None and isinstance(trial, FrozenTrial) and trial.state.is_finished():
+        raise ValueError(_finished_message(trial))
+    if before is not None and before != encoded:
+        warnings.warn(
+            f"Trial {trial.number} has recorded other proxy scores before; the last ones count. Call "
+            "optuna_aznas.record once for each trial.",
+            stacklevel=2,
+        )
+    if before is None and has_reported(trial):
+        warnings.warn(
+            f"Trial {trial.number} has reported intermediate values before it recorded proxy scores, too late for a "
+            "pruner that looks at them; call optuna_aznas.record first.",
+            stacklevel=2,
+        )
+    try:
+        if names is not None or ARCHITECTURE_KEY not in trial.user_attrs:
+            trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params) if names is None else names)
+        trial.set_user_attr(SCORES_KEY, encoded)
+    except UpdateFinishedTrialError as error:
+        raise ValueError(_finished_message(trial)) from error
+
+
+def _checked_names(names: Sequence[str], suggested: list[str]) -> list[str]:
+    """Return the names of an architecture's parameters, or raise ``ValueError``."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"architecture must be a list of parameter names; got {names!r}.")
+    unknown = [name for name in names if name not in suggested]
+    if unknown:
+        raise ValueError(
+            f"architecture names {unknown}, but the trial has suggested {suggested}. Suggest the architecture's "
+            "parameters before record."
+        )
+    return list(names)
+
+
+def _finished_message(trial: BaseTrial) -> str:
+    return (
+        f"Trial {trial.number} has finished, and a finished trial cannot store proxy scores. Call optuna_aznas.record "
+        "in the objective, while the trial runs; to score an architecture again, queue it with "
+        "study.enqueue_trial(trial.params)."
+    )
 
 
 def as_numbers(proxy_scores: Any) -> dict[str, float]:
@@ -63,7 +115,7 @@ def as_numbers(proxy_scores: Any) -> dict[str, float]:
             raise ValueError(f"proxy_scores must have proxy names as keys; got {name!r}.")
         try:
             numbers[name] = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"proxy_scores[{name!r}] must be a number; got {value!r}.") from None
     return numbers
 
@@ -77,18 +129,26 @@ def recorded_scores(trial: FrozenTrial) -> dict[str, float] | None:
         return None
     try:
         return {str(name): float(value) for name, value in encoded.items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
-def architecture_names(trial: FrozenTrial) -> list[str]:
-    """Return the names of a trial's architecture parameters: those suggested before its proxy scores were recorded; all
-    of its parameters, if none were.
+def recorded_architecture(trial: FrozenTrial) -> list[str] | None:
+    """Return the names of a trial's architecture parameters as :func:`record` stored them; ``None`` if there are none,
+    or they cannot be read as names.
     """
     names = trial.user_attrs.get(ARCHITECTURE_KEY)
-    if not isinstance(names, list):
-        return list(trial.params)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
     return [name for name in names if name in trial.params]
+
+
+def architecture_names(trial: FrozenTrial) -> list[str]:
+    """Return the names of a trial's architecture parameters: those suggested before its proxy scores were recorded, or
+    named then; all of its parameters, if none were recorded.
+    """
+    names = recorded_architecture(trial)
+    return list(trial.params) if names is None else names
 
 
 def architecture_params(trial: FrozenTrial) -> dict[str, Any]:
@@ -102,5 +162,29 @@ def values_are_scores(directions: Sequence[StudyDirection]) -> bool:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial satisfies its constraints: none of their values is above 0, as Optuna defines it."""
-    return all(value <= 0.0 for value in constraint_values(trial))
+    """Whether a trial satisfies its constraints: none of their values is above 0, as Optuna defines it.
+
+    Constraints that are no numbers are not satisfied.
+    """
+    values = constraint_values(trial)
+    return values is not None and all(value <= 0.0 for value in values)
+
+
+def unreadable(trial: FrozenTrial) -> str:
+    """Return what of a trial's attributes cannot be read, as the end of a sentence; empty if all can."""
+    if SCORES_KEY in trial.user_attrs and recorded_scores(trial) is None:
+        return (
+            f"{_short(trial.user_attrs[SCORES_KEY])} as its user attribute {SCORES_KEY!r}, which is no mapping from "
+            "proxy names to numbers"
+        )
+    if ARCHITECTURE_KEY in trial.user_attrs and recorded_architecture(trial) is None:
+        return (
+            f"{_short(trial.user_attrs[ARCHITECTURE_KEY])} as its user attribute {ARCHITECTURE_KEY!r}, which is no "
+            "list of parameter names"
+        )
+    return "constraints that are no numbers" if constraint_values(trial) is None else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -14,11 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas.aggregation import Parameters
 from optuna_aznas.study.attributes import architecture_names
+from optuna_aznas.study.values import index_of
 
 _Floats = npt.NDArray[np.float64]
 
 _Space = Mapping[str, BaseDistribution]
 
+_MAX_COLUMNS = 64  # most columns of one categorical parameter, beside the one that marks it as absent
 _ABSENT = object()  # stands for the value of a parameter that a network does not have
 
 
@@ -46,10 +48,11 @@ def trained_values(trials: Sequence[FrozenTrial], direction: StudyDirection) -> 
 class Encoder:
     """Encodes parameters as columns of numbers.
 
-    A categorical parameter has one column for each choice. A numerical parameter has one column, its position between
-    its bounds on its distribution's own scale. Each has one more column that marks it as absent. Parameters with equal
-    distributions (the operations of several edges, the widths of several layers) are also pooled: the sums of their
-    columns, divided by the square root of their number.
+    A categorical parameter has one column for each choice. Beyond 64 choices each has a direction in 64 columns, drawn
+    at random, so that any two choices are about as far apart as with a column for each. A numerical parameter has one
+    column, its position between its bounds on its distribution's own scale. Each has one more column that marks it as
+    absent. Parameters with equal distributions (the operations of several edges, the widths of several layers) are also
+    pooled: the sums of their columns, divided by the square root of their number.
 
     Args:
         space: The parameters and their distributions.
@@ -73,8 +76,7 @@ class Encoder:
         single = np.zeros((len(params), self._width))
         for name, distribution in self.space.items():
             start, width = self._start[name], _width(distribution)
-            for row, values in zip(single, params, strict=True):
-                _write(row[start : start + width], distribution, values.get(name, _ABSENT))
+            _write(single[:, start : start + width], distribution, [values.get(name, _ABSENT) for values in params])
         pooled = [
             sum(single[:, self._start[name] : self._start[name] + _width(self.space[name])] for name in group)
             / math.sqrt(len(group))
@@ -97,24 +99,40 @@ def encode_hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
 
 
 def _width(distribution: BaseDistribution) -> int:
-    return 1 + (len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1)
+    return 1 + (
+        min(len(distribution.choices), _MAX_COLUMNS) if isinstance(distribution, CategoricalDistribution) else 1
+    )
 
 
-def _write(columns: _Floats, distribution: BaseDistribution, value: Any) -> None:
-    """Write one value into its columns, the last of which marks it as absent."""
-    if value is _ABSENT:
-        columns[-1] = math.sqrt(0.5)
-    elif isinstance(distribution, CategoricalDistribution):
-        try:
-            columns[int(distribution.to_internal_repr(value))] = math.sqrt(0.5)
-        except ValueError:  # a choice that no longer exists
-            columns[-1] = math.sqrt(0.5)
+def _write(columns: _Floats, distribution: BaseDistribution, values: Sequence[Any]) -> None:
+    """Write one parameter's values into its columns, the last of which marks it as absent."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices = np.array([_choice(distribution, value) for value in values], dtype=np.intp)
+        is_absent = choices < 0
+        rows = np.flatnonzero(~is_absent)
+        if len(distribution.choices) > _MAX_COLUMNS:
+            for row in rows:
+                direction = np.random.default_rng(choices[row]).standard_normal(_MAX_COLUMNS)
+                columns[row, :-1] = math.sqrt(0.5) * direction / np.linalg.norm(direction)
+        else:
+            columns[rows, choices[rows]] = math.sqrt(0.5)
     else:
         assert isinstance(distribution, IntDistribution | FloatDistribution)
-        low, high, number = float(distribution.low), float(distribution.high), float(value)
+        low, high = float(distribution.low), float(distribution.high)
+        numbers = np.array([math.nan if value is _ABSENT else value for value in values], dtype=np.float64)
+        is_absent = np.isnan(numbers)
         if distribution.log:
-            low, high, number = math.log(low), math.log(high), math.log(max(number, 1e-300))
-        columns[0] = min(max((number - low) / (high - low), 0.0), 1.0)
+            low, high, numbers = math.log(low), math.log(high), np.log(np.maximum(numbers, 1e-300))
+        columns[:, 0] = np.where(is_absent, 0.0, np.clip((numbers - low) / (high - low), 0.0, 1.0))
+    columns[is_absent, -1] = math.sqrt(0.5)
+
+
+def _choice(distribution: CategoricalDistribution, value: Any) -> int:
+    """Return the position of a choice; -1 where the parameter is absent, or the choice no longer exists."""
+    try:
+        return -1 if value is _ABSENT else index_of(distribution, value)
+    except ValueError:
+        return -1
 
 
 def _sortable(value: float) -> float:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_aznas._optuna import retried_numbers
 from optuna_aznas.aggregation import aggregate
-from optuna_aznas.study.attributes import SCORES_KEY, is_feasible, recorded_scores, values_are_scores
+from optuna_aznas.study.attributes import is_feasible, recorded_scores, unreadable, values_are_scores
 from optuna_aznas.study.reader import TrialReader
 
 _Floats = npt.NDArray[np.float64]
@@ -32,7 +33,8 @@ class StudyHistory:
 
     A trial's proxy scores are those that :func:`~optuna_aznas.record` stored. In a study with several objectives, all
     maximised, in which no trial has recorded proxy scores, they are its objective values. Failed and pruned trials
-    count if they recorded proxy scores.
+    count if they recorded proxy scores. Of a dead trial and its retries (Optuna's ``RetryFailedTrialCallback``) only
+    the last that has finished counts. A trial that cannot be read is left out, with one warning.
 
     Args:
         aggregation: Replaces :func:`~optuna_aznas.aggregate`. It is called on the whole table.
@@ -71,6 +73,7 @@ class StudyHistory:
         self._some_feasible = False
         self._order: list[int] = []  # positions of the trials that best() may return, best first
         self._n_ordered = 0  # scored trials when _order was made
+        self._retried: set[int] = set()  # numbers of trials that others have repeated
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -156,6 +159,7 @@ class StudyHistory:
             if scores is None:
                 self._n_unscored[trial.state] += 1
                 continue
+            self._retried.update(retried_numbers(trial))
             rows.append([scores[name] for name in self.names])
             self.trials.append(trial)
             self._numbers.append(trial.number)
@@ -164,12 +168,33 @@ class StudyHistory:
             self._table.extend(np.array(rows, dtype=np.float64))
             if not self._some_feasible and any(self.feasible[-len(rows) :]):
                 self._some_feasible, self._n_ordered = True, 0
+        if rows and self._retried:
+            self._drop_retried()
+
+    def _drop_retried(self) -> None:
+        """Remove the failed trials that other scored trials have repeated."""
+        keep = [not (t.state == TrialState.FAIL and t.number in self._retried) for t in self.trials]
+        if all(keep):
+            return
+        self.trials = [trial for trial, kept in zip(self.trials, keep, strict=True) if kept]
+        self.feasible = [feasible for feasible, kept in zip(self.feasible, keep, strict=True) if kept]
+        self._numbers = [trial.number for trial in self.trials]
+        rows, self._table = self.proxy_scores[keep], _GrowingTable()
+        self._table.extend(rows)
+        self._some_feasible = any(self.feasible)
+        self._order, self._n_ordered = [], 0
 
     def _proxy_scores_of(self, trial: FrozenTrial) -> dict[str, float] | None:
         """Return a finished trial's proxy scores; ``None``, with a warning if need be, where it has none that count."""
+        problem = unreadable(trial)
+        if problem:
+            warnings.warn(
+                f"Trial {trial.number} has {problem}; it is left out of the ranking. Put proxy scores on a trial with "
+                "optuna_aznas.record.",
+                stacklevel=2,
+            )
+            return None
         scores = recorded_scores(trial)
-        if scores is None and SCORES_KEY in trial.user_attrs:
-            self._warn_unreadable(trial)
         if not self._uses_recorded and self._value_names and trial.state == TrialState.COMPLETE:
             scores = dict(zip(self._value_names, trial.values, strict=True))
         if scores is None:
@@ -180,14 +205,6 @@ class StudyHistory:
             self._warn_other_names(trial, scores)
             return None
         return scores
-
-    def _warn_unreadable(self, trial: FrozenTrial) -> None:
-        warnings.warn(
-            f"Trial {trial.number} has {trial.user_attrs[SCORES_KEY]!r} as its user attribute {SCORES_KEY!r}, which is "
-            "no mapping from proxy names to numbers; it is left out of the ranking. Put proxy scores on a trial with "
-            "optuna_aznas.record.",
-            stacklevel=2,
-        )
 
     def _warn_other_names(self, trial: FrozenTrial, scores: Mapping[str, float]) -> None:
         if frozenset(scores) in self._reported_names:

@@ -63,15 +63,18 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
     """The best trials of a study, best first: a tuple of :class:`LeaderboardEntry` that prints as a table."""
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a flat dict for each entry, as ``pandas.DataFrame`` takes them; parameters are prefixed
-        ``params_``.
+        """Return a flat dict for each entry, as ``pandas.DataFrame`` takes them.
+
+        The keys are ``place``, ``number``, ``rank_score``, the proxies' names, and the parameters' names prefixed
+        ``params_``. A proxy whose name could be one of the others is prefixed ``proxy_``, and so is one whose name
+        begins with that.
         """
         return [
             {
                 "place": entry.place,
                 "number": entry.number,
                 "rank_score": entry.rank_score,
-                **entry.proxy_scores,
+                **{_column(name): score for name, score in entry.proxy_scores.items()},
                 **{f"params_{name}": value for name, value in entry.params.items()},
             }
             for entry in self
@@ -118,6 +121,12 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
         )
         for place, i in enumerate(_best_positions(history, n), start=1)
     )
+
+
+def _column(proxy: str) -> str:
+    """Return the name of a proxy's column, different from all other columns'."""
+    taken = proxy in ("place", "number", "rank_score") or proxy.startswith(("params_", "proxy_"))
+    return f"proxy_{proxy}" if taken else proxy
 
 
 def _best_positions(history: StudyHistory, n: int) -> list[int]:

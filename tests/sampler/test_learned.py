@@ -296,6 +296,42 @@ def test_the_encoding():
     assert pooled == pytest.approx(np.array([[0, 1, 0, 0], [0, 0, 0, 1]]))
 
 
+def test_many_choices_are_encoded_in_few_columns():
+    """Any two of them are about as far apart as two of a few are, and the same choice is always in the same place."""
+    choices = tuple(f"c{i}" for i in range(100_000))
+    encoder = Encoder({"x": CategoricalDistribution(choices)})
+    chosen = [{"x": choices[i]} for i in range(0, 100_000, 2000)]
+    single, pooled = encoder([*chosen, {}, {"x": "gone"}, {"x": None}])
+    assert single.shape == (len(chosen) + 3, 65)
+    assert pooled.shape[1] == 0
+    squared = ((single[:50, None] - single[None, :50]) ** 2).sum(axis=2)[~np.eye(50, dtype=bool)]
+    assert np.all(np.abs(squared - 1.0) < 0.6)  # with a column for each it is 1
+    assert squared.mean() == pytest.approx(1.0, abs=0.05)
+    assert np.all(encoder(chosen[::-1]).single[::-1] == single[: len(chosen)])
+    absent = [0.0] * 64 + [math.sqrt(0.5)]
+    assert single[-3:].tolist() == [absent] * 3
+
+
+def test_a_study_with_many_choices_compares_them_a_bounded_number_of_times(monkeypatch):
+    """Equal distributions with many choices are not compared choice by choice for every candidate."""
+    choices = tuple(f"c{i}" for i in range(20_000))
+    compared, searched = [], []
+    equal, search = CategoricalDistribution.__eq__, CategoricalDistribution.to_internal_repr
+    monkeypatch.setattr(CategoricalDistribution, "__eq__", lambda a, b: compared.append(1) or equal(a, b))
+    monkeypatch.setattr(
+        CategoricalDistribution, "to_internal_repr", lambda self, value: searched.append(1) or search(self, value)
+    )
+
+    def objective(trial):
+        x, y = choices.index(trial.suggest_categorical("x", choices)), trial.suggest_int("y", 0, 9)
+        az.record(trial, {"a": x, "b": -y})
+        return x * y
+
+    run(az.AZNASSampler(seed=0, n_candidates=50, crossover_prob=1.0, n_startup_trainings=2), 10, function=objective)
+    assert len(compared) < 10 * 10
+    assert len(searched) < 10 * 10  # Optuna's own
+
+
 def test_hyperparameters_are_what_is_no_architecture():
     study = run(az.AZNASSampler(seed=0, n_candidates=5), 3)
     assert encode_hyperparameters(study.trials) is None

@@ -1,0 +1,78 @@
+"""Workers that start at the same moment on an empty study, with one seed."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+import optuna_aznas as az
+
+OPERATIONS = tuple("abcdefghi")
+
+
+def workers_of(study, n, seed=0):
+    """Independent views of one study, as by as many processes."""
+    return [
+        optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=az.AZNASSampler(seed=seed))
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["memory", "journal"])
+@pytest.mark.parametrize("order", ["by parameter", "by trial"])
+def test_the_first_trials_of_workers_with_one_seed(kind, order, tmp_path):
+    """Nine workers, and no trial is finished: each gets its own architecture."""
+    storage = InMemoryStorage() if kind == "memory" else JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    study = optuna.create_study(directions=["maximize"] * 2, storage=storage)
+    trials = [worker.ask() for worker in workers_of(study, 9)]
+    suggested = [{} for _ in trials]
+    names = ("x", "y")
+    if order == "by parameter":
+        steps = [(i, name) for name in names for i in range(9)]
+    else:
+        steps = [(i, name) for i in range(9) for name in names]
+    for i, name in steps:
+        n = 9 if name == "y" else 3
+        suggested[i][name] = trials[i].suggest_categorical(name, OPERATIONS[:n])
+    assert len({tuple(params.values()) for params in suggested}) == 9
+
+
+def test_equal_seeds_do_not_draw_equal_values():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    drawn = [trial.suggest_float("x", 0.0, 1.0) for trial in [worker.ask() for worker in workers_of(study, 5)]]
+    assert len({round(x, 3) for x in drawn}) == 5
+    again = optuna.create_study(directions=["maximize"] * 2)
+    assert [worker.ask().suggest_float("x", 0.0, 1.0) for worker in workers_of(again, 5)] == drawn
+
+
+def test_a_first_trial_is_claimed_before_it_is_taken():
+    """The other worker's claim of the same last parameter appears just before ours is written."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
+    rival = optuna.load_study(
+        study_name=study.study_name, storage=study._storage, sampler=optuna.samplers.RandomSampler()
+    ).ask()
+    claimed = []
+
+    class Race(type(study._storage)):
+        def set_trial_system_attr(self, trial_id, key, value):
+            if key == "aznas:proposal" and not claimed:
+                claimed.append(value)
+                super().set_trial_system_attr(rival._trial_id, key, value)
+            super().set_trial_system_attr(trial_id, key, value)
+
+    study._storage.__class__ = Race
+    value = study.ask().suggest_categorical("x", OPERATIONS[:3])
+    assert len(claimed) == 1
+    assert claimed[0] != {"x": repr(value)}
+
+
+def test_a_claim_ends_with_the_values_that_were_suggested():
+    """A claim of a draw that was given up does not keep others from it."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
+    values = [study.ask().suggest_categorical("x", OPERATIONS[:3]) for _ in range(3)]
+    assert sorted(values) == sorted(OPERATIONS[:3])
+    assert study.ask().suggest_categorical("x", OPERATIONS[:3]) in OPERATIONS[:3]  # all are taken: one of them again
+    for trial in study.trials[:3]:
+        assert trial.system_attrs["aznas:proposal"] == {"x": repr(trial.params["x"])}
