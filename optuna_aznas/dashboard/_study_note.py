@@ -5,7 +5,8 @@ from __future__ import annotations
 from optuna.study import Study
 
 from optuna_aznas._optuna import study_id
-from optuna_aznas.dashboard._markdown import number, plain, table
+from optuna_aznas._text import for_markdown, number
+from optuna_aznas.dashboard._markdown import table
 from optuna_aznas.study import Leaderboard
 
 _METHOD = """\
@@ -36,15 +37,15 @@ def study_note(study: Study, leaderboard: Leaderboard, n_scored: int) -> str:
         leaderboard: Its best trials.
         n_scored: How many trials are ranked.
     """
-    parts = [f"## {plain(study.study_name)}: the best by aggregated rank"]
+    parts = [f"## {for_markdown(study.study_name)}: the best by aggregated rank"]
     if not leaderboard:
         return "\n\n".join([*parts, "No scored trial has been completed yet."])
     proxies = list(leaderboard[0].proxy_scores)
     values = study.metric_names if len(study.directions) == 1 else None
     trained = len(study.directions) == 1
-    header = ["place", "trial", "S", *map(plain, proxies)]
+    header = ["place", "trial", "S", *map(for_markdown, proxies)]
     if trained:
-        header.append(plain(values[0] if values else "value"))
+        header.append(for_markdown(values[0] if values else "value"))
     rows = [
         [
             str(entry.place),
@@ -52,7 +53,9 @@ def study_note(study: Study, leaderboard: Leaderboard, n_scored: int) -> str:
             f"{entry.rank_score:.3f}".replace("-", "−"),
             *(number(value) for value in entry.proxy_scores.values()),
             *([number(entry.values[0])] if trained else []),
-            ", ".join(f"{plain(name)}={plain(value, longest=60)}" for name, value in entry.params.items()),
+            ", ".join(
+                f"{for_markdown(name)}={for_markdown(value, longest=60)}" for name, value in entry.params.items()
+            ),
         ]
         for entry in leaderboard
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optuna_aznas._text import for_plotly, number
 from optuna_aznas.visualization._plotly import (
     BLUE,
     GREY,
@@ -19,8 +19,6 @@ from optuna_aznas.visualization._plotly import (
     axis,
     graph_objects,
     new_figure,
-    number,
-    plain,
 )
 
 TITLE = "Block profile"
@@ -59,7 +57,7 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
         labels = [_label(each) for each in subjects]
     if len(labels) != len(subjects):
         raise ValueError(f"labels must name each of the {len(subjects)} models; got {list(labels)}.")
-    figure = new_figure(TITLE, [plain(label) for label in labels])
+    figure = new_figure(TITLE, [for_plotly(label) for label in labels])
     figure.update_layout(showlegend=False, bargap=0.25)
     width, gap = (1.0, 0.0) if len(subjects) == 1 else (0.47, 0.06)
     height = 0.2
@@ -78,7 +76,7 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
                 anchor=f"y{suffix}",
                 range=[-0.6, len(blocks) - 0.4],
                 tickvals=ticks,
-                ticktext=[plain(_short(blocks[i].name)) for i in ticks],
+                ticktext=[for_plotly(_short(blocks[i].name)) for i in ticks],
                 showticklabels=last,
                 tickangle=-40,
                 tickfont={"size": 10},
@@ -97,7 +95,7 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
             figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
         if len(subjects) > 1:
             figure.add_annotation(
-                text=f"<b>{plain(label)}</b>",
+                text=f"<b>{for_plotly(label)}</b>",
                 x=left + width / 2,
                 y=1.0,
                 xref="paper",
@@ -201,10 +199,10 @@ def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix:
 
 def _hover(block: Any) -> str:
     lines = [
-        f"<b>{plain(block.name)}</b> {plain(tuple(block.shape))}",
+        f"<b>{for_plotly(block.name)}</b> {for_plotly(tuple(block.shape))}",
         f"entropy {number(block.entropy)}, step {number(block.step)}",
         f"spectral norm {number(block.spectral_norm)}, trainability {number(block.trainability)}",
         f"complexity {number(block.complexity)}",
-        *(html.escape(str(finding)) for finding in getattr(block, "findings", ())),
+        *(for_plotly(finding, longest=200) for finding in getattr(block, "findings", ())),
     ]
     return "<br>".join(lines)

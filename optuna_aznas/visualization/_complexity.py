@@ -6,6 +6,7 @@ import numpy as np
 from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.visualization._plotly import (
     RED,
     Figure,
@@ -14,7 +15,6 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._points import add_best_line, add_trials, in_density
@@ -51,13 +51,13 @@ def plot_complexity(
         return empty_figure(TITLE, "No scored trial yet.")
     if proxy not in scored.names:
         raise ValueError(f"proxy must be one of the study's proxies, {list(scored.names)}; got {proxy!r}.")
-    cost = scored.table[:, scored.names.index(proxy)]
+    cost = scored.proxy_scores[:, scored.names.index(proxy)]
     finite = np.isfinite(cost)
     scored, cost = scored.take(finite), cost[finite]
     if not len(scored):
-        return empty_figure(TITLE, f"No trial has a finite {plain(proxy)}.")
+        return empty_figure(TITLE, f"No trial has a finite {for_plotly(proxy)}.")
     log = bool(cost.min() > 0 and max(cost.max(), budget or 0.0) > 20 * cost.min())
-    low, _ = shown_range(scored.scores)
+    low, _ = shown_range(scored.rank_scores)
     bounds = (low, -0.04 * low)
     over = int(np.count_nonzero(cost > budget)) if budget else 0
     remarks = (
@@ -70,17 +70,17 @@ def plot_complexity(
         figure,
         scored,
         cost,
-        scored.scores,
+        scored.rank_scores,
         limit=max_points,
-        importance=scored.scores,
+        importance=scored.rank_scores,
         hover="trial %{customdata}<br>%{x:.4s}<br>S = %{y:.3f}",
         log_x=log,
         y_range=bounds,
     )
     rows = np.flatnonzero(scored.complete)
     if len(rows):
-        rows = rows[np.lexsort((-scored.scores[rows], cost[rows]))]
-        add_best_line(figure, cost[rows], scored.scores[rows], end=cost[rows][-1], name="best up to here")
+        rows = rows[np.lexsort((-scored.rank_scores[rows], cost[rows]))]
+        add_best_line(figure, cost[rows], scored.rank_scores[rows], end=cost[rows][-1], name="best up to here")
     figure.update_layout(
         xaxis=axis(title_text=_unit(proxy), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
         yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds)),
@@ -93,4 +93,4 @@ def plot_complexity(
 
 
 def _unit(proxy: str) -> str:
-    return "complexity (multiply-accumulates)" if proxy == "complexity" else plain(proxy)
+    return "complexity (multiply-accumulates)" if proxy == "complexity" else for_plotly(proxy)

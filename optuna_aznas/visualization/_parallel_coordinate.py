@@ -6,6 +6,7 @@ import numpy as np
 from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.visualization._plotly import (
     COLORSCALE,
     Figure,
@@ -13,7 +14,6 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._scored import ScoredTrials, best_and_some, drawn_remark
@@ -44,15 +44,15 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
     scored = ScoredTrials.of(study)
     if not len(scored):
         return empty_figure(TITLE, "No scored trial yet.")
-    rows = best_and_some(scored.scores, max(2, max_lines))
+    rows = best_and_some(scored.rank_scores, max(2, max_lines))
     n, ranks = len(scored), scored.ranks[rows]
-    low, _ = shown_range(scored.scores)
+    low, _ = shown_range(scored.rank_scores)
     ticks = [1, n] if n > 1 else [1]
     dimensions = [
-        {"label": plain(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": ticks}
+        {"label": for_plotly(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": ticks}
         for name, column in zip(scored.names, ranks.T, strict=True)
     ]
-    s = np.clip(scored.scores[rows], low, 0.0)
+    s = np.clip(scored.rank_scores[rows], low, 0.0)
     s_ticks = np.linspace(low, 0.0, 5)
     s_axis = {
         "label": "S",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,9 +22,6 @@ COLORSCALE = "Viridis_r"
 
 #: Characters of remarks on one line, at the width that optuna-dashboard gives a figure.
 _LINE = 78
-
-#: How much of a text given by the user is shown.
-_LONGEST = 60
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#333333"}
 _AXIS = {"gridcolor": "#e8e8e8", "linecolor": "#bbbbbb", "zeroline": False, "automargin": True}
@@ -57,7 +52,7 @@ def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
     """Return an empty figure in the package's look.
 
     Args:
-        title: Plotly text; what a user has written must have been through :func:`plain`.
+        title: Plotly text; what a user has written must have been through :func:`~optuna_aznas._text.for_plotly`.
         remarks: The same, for smaller lines below; empty ones are left out.
     """
     lines: list[str] = []
@@ -106,18 +101,6 @@ def empty_figure(title: str, message: str) -> Figure:
     return figure
 
 
-def plain(text: object) -> str:
-    """Return a user's text so that plotly shows it as it stands, cut to a length that fits.
-
-    Plotly reads some HTML, LaTeX between dollar signs, and ``%{...}`` in hover texts.
-    """
-    text = " ".join(str(text).split())
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 1] + "…"
-    escaped = html.escape(text, quote=True)
-    return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
-
-
 def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
     """Return numbers in the smallest type that shows them: figures are stored in a database and sent to a browser.
 
@@ -151,10 +134,3 @@ def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 def counted(n: int, what: str) -> str:
     """Return a number with its noun, or nothing for 0."""
     return f"{n:,} {what}" if n else ""
-
-
-def number(value: float) -> str:
-    """Return a number for a label."""
-    if math.isnan(value):
-        return "none"
-    return f"{value:.4g}".replace("inf", "∞").replace("-", "−")

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import kendalltau, spearmanr
 
 from optuna_aznas._arguments import check_callable, check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.study.attributes import recorded_scores
 from optuna_aznas.visualization._plotly import (
     BLUE,
@@ -21,7 +22,6 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._scored import ScoredTrials, best_and_some
@@ -71,7 +71,7 @@ def plot_rank_against_value(
     rows, values = np.array(trained, dtype=int)[finite], values[finite]
     if not len(rows):
         return empty_figure(TITLE, "No scored trial has been trained yet.")
-    s = scored.scores[rows]
+    s = scored.rank_scores[rows]
     figure = new_figure(
         TITLE, [*_correlation(s, values), counted(int(np.count_nonzero(~finite)), "values not finite, left out")]
     )
@@ -104,7 +104,8 @@ def plot_rank_against_value(
     figure.update_layout(
         xaxis=axis(title_text="aggregated rank S (0 is best)", range=[low, -0.03 * low or 1.0]),
         yaxis=axis(
-            title_text=plain(target_name) + (f" ({direction})" if direction else ""), range=list(shown_range(values))
+            title_text=for_plotly(target_name) + (f" ({direction})" if direction else ""),
+            range=list(shown_range(values)),
         ),
     )
     return figure

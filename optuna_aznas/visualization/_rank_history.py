@@ -43,18 +43,18 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
     scored = ScoredTrials.of(study)
     if not len(scored):
         return empty_figure(TITLE, "No scored trial yet.")
-    low, _ = shown_range(scored.scores)
+    low, _ = shown_range(scored.rank_scores)
     bounds = (low, -0.04 * low)  # S is at most 0
-    below = int(np.count_nonzero(scored.scores < low))
+    below = int(np.count_nonzero(scored.rank_scores < low))
     remarks = in_density(len(scored), max_points), counted(below, "below the axis (double click)")
     figure = new_figure(TITLE, [*scored.summary(), *remarks])
     add_trials(
         figure,
         scored,
         scored.numbers,
-        scored.scores,
+        scored.rank_scores,
         limit=max_points,
-        importance=scored.scores,
+        importance=scored.rank_scores,
         hover="trial %{customdata}<br>S = %{y:.3f}",
         y_range=bounds,
     )
@@ -63,7 +63,7 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
         add_best_line(
             figure,
             scored.numbers[rows],
-            scored.scores[rows],
+            scored.rank_scores[rows],
             end=scored.numbers[-1],
             name="best so far",
             hovertemplate="trial %{x}<br>S = %{y:.3f}<extra>best so far</extra>",

@@ -14,6 +14,7 @@ from scipy import stats
 
 import optuna_aznas as az
 from optuna_aznas import visualization
+from optuna_aznas._text import for_plotly
 from tests import reference, studies
 
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
@@ -188,7 +189,7 @@ def test_a_target_as_in_optuna(search):
 def test_importance_is_what_proxy_importance_says(trained):
     figure = visualization.plot_proxy_importance(trained)
     expected = az.proxy_importance(trained)
-    assert list(figure.data[0].y) == [visualization._plotly.plain(name) for name in expected]
+    assert list(figure.data[0].y) == [for_plotly(name) for name in expected]
     assert list(figure.data[0].x) == pytest.approx([entry.mean for entry in expected.values()])
     with pytest.raises(ValueError, match="trained"):
         visualization.plot_proxy_importance(optuna.create_study())
