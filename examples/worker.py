@@ -12,33 +12,10 @@ Kill any of them at any time, and start another: all they know is in the study.
 from __future__ import annotations
 
 import argparse
-from urllib.parse import urlsplit
 
-import optuna
 import torch
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryFailedTrialCallback
-from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 
 import optuna_aznas as az
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Open the storage that the URL names."""
-    kind, _, rest = url.partition(":")
-    if kind == "journal":
-        return JournalStorage(JournalFileBackend(rest))
-    if kind == "redis":
-        return JournalStorage(JournalRedisBackend(url))
-    if kind == "grpc":
-        server = urlsplit(url)
-        return optuna.storages.GrpcStorageProxy(host=server.hostname or "localhost", port=server.port or 13000)
-    return RDBStorage(
-        url,
-        engine_kwargs={"pool_pre_ping": True},  # a connection that broke is replaced
-        heartbeat_interval=30,  # a trial whose worker has died is given up after a minute ...
-        grace_period=60,
-        failed_trial_callback=RetryFailedTrialCallback(max_retry=1),  # ... and its architecture tried once more
-    )
 
 
 def main() -> None:
@@ -49,7 +26,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the workers are what runs in parallel; threads of all of them would hinder each other
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), seed=0)  # the same seed everywhere: scores are compared
-    study = az.create_study(study_name=arguments.study, storage=open_storage(arguments.storage), load_if_exists=True)
+    storage = az.open_storage(arguments.storage)
+    study = az.create_study(study_name=arguments.study, storage=storage, load_if_exists=True)
     study.optimize(lambda trial: evaluator(az.spaces.nas_bench_201.build(trial)), n_trials=arguments.trials)
     print(az.leaderboard(study, n=5))
 

@@ -13,6 +13,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 import optuna_aznas as az
+from optuna_aznas import proxies
+from optuna_aznas.aggregation import consensus_weights
 from tests import reference
 
 
@@ -33,8 +35,8 @@ def test_create_study_is_an_ordinary_study(tmp_path):
         warnings.simplefilter("error")  # no experimental warning reaches the user
         study = az.create_study(study_name="nb201", storage=storage, seed=0)
     assert type(study) is optuna.Study
-    assert study.directions == [StudyDirection.MAXIMIZE] * 4
-    assert study.metric_names == ["expressivity", "progressivity", "trainability", "complexity"]
+    assert study.directions == [StudyDirection.MAXIMIZE] * 6
+    assert study.metric_names == list(proxies.DEFAULT)
     assert isinstance(study.sampler, az.AZNASSampler)
     assert isinstance(study.pruner, az.AZNASPruner)
     fill(study)
@@ -50,9 +52,7 @@ def test_create_study_is_an_ordinary_study(tmp_path):
 
 def test_create_study_with_what_does_not_fit(tmp_path):
     storage = f"sqlite:///{tmp_path}/nas.db"
-    optuna.create_study(
-        study_name="mixed", storage=storage, directions=["maximize", "minimize", "maximize", "maximize"]
-    )
+    optuna.create_study(study_name="mixed", storage=storage, directions=["maximize", "minimize", *["maximize"] * 4])
     with pytest.raises(
         ValueError, match=r"'mixed' exists with directions \['maximize', 'minimize'.*all of them maximised"
     ):
@@ -60,7 +60,9 @@ def test_create_study_with_what_does_not_fit(tmp_path):
     assert optuna.load_study(study_name="mixed", storage=storage).metric_names is None
     az.create_study(study_name="named", storage=storage)
     with pytest.raises(ValueError, match=r"'named' exists with metric names \['expressivity'"):
-        az.create_study(study_name="named", storage=storage, load_if_exists=True, proxies=["a", "b", "c", "d"])
+        az.create_study(
+            study_name="named", storage=storage, load_if_exists=True, proxies=["a", "b", "c", "d", "e", "f"]
+        )
     for wrong in ("expressivity", ["a"], ["a", "a"], []):
         with pytest.raises(ValueError, match="proxies must be two or more different names"):
             az.create_study(proxies=wrong)
@@ -79,7 +81,8 @@ def test_default_proxies_are_the_evaluators():
 def test_ranking_equals_the_plain_formula():
     study = az.create_study(seed=0)
     fill(study, 60)
-    expected = reference.aggregate([list(t.values) for t in study.trials])
+    table = [list(t.values) for t in study.trials]
+    expected = reference.aggregate(table, consensus_weights(table))
     assert list(az.rank_scores(study).values()) == pytest.approx(expected)
     order = sorted(range(60), key=lambda i: (-round(expected[i], 9), i))
     assert [t.number for t in az.best_trials(study, 7)] == order[:7]

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from optuna_aznas.aggregation.consensus import weights_of_ranks
+
 
 def aggregate(
     proxy_scores: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, floor: float = 0.0
@@ -20,9 +22,12 @@ def aggregate(
     0, and 0 only for a network that is alone at the top of every proxy. It compares networks of one table, and cannot
     be compared across tables.
 
+    The weights are 1, as in the paper, except that a proxy which contradicts the others counts less
+    (:func:`consensus_weights`). :func:`aggregate_aznas` is the paper's S to the letter.
+
     Args:
         proxy_scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
-        weights: Weights w_k of the proxies, shape (m,), not negative; all 1 by default.
+        weights: Weights w_k of the proxies, shape (m,), not negative; consensus weights by default.
         floor: Lower bound on ``rank_k(i) / n``, at least 0 and below 1: no proxy then contributes less than
             ``w_k log(floor)``. 0, the plain formula, by default.
 
@@ -39,13 +44,32 @@ def aggregate(
     """
     table = as_table(proxy_scores)
     n, m = table.shape
-    w = check_weights(weights, m)
+    w = None if weights is None else check_weights(weights, m)
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0.0 <= floor < 1.0:
         raise ValueError(f"floor must be at least 0 and below 1; got {floor!r}.")
     if n == 0:
         return np.zeros(0)
     ranks = rankdata(table, method="average", axis=0)
+    w = weights_of_ranks(ranks) if w is None else w
     return sum_log_ranks(np.maximum(ranks, floor * n) if floor else ranks, n, w)
+
+
+def aggregate_aznas(proxy_scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the paper's S of each network: :func:`aggregate` with all weights 1.
+
+    To use it in a search, pass ``AZNASSampler(aggregation=aggregate_aznas)``.
+
+    Args:
+        proxy_scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
+
+    Returns:
+        S, shape (n,), at most 0.
+
+    Raises:
+        ValueError: ``proxy_scores`` is not two-dimensional.
+    """
+    table = as_table(proxy_scores)
+    return aggregate(table, np.ones(table.shape[1]))
 
 
 def sum_log_ranks(

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return int(options.run(options) or 0)
         except CommandError as error:
-            print(f"{options.prog}: error: {error}", file=sys.stderr)
+            print(f"{options.prog}: error: {_without_password(str(error), options)}", file=sys.stderr)
             return error.status
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
@@ -55,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # the reader has closed the pipe, as in `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+
+
+def _without_password(message: str, options: argparse.Namespace) -> str:
+    if getattr(options, "storage", None) is None:
+        return message
+    from optuna_aznas.storage import redact_url
+
+    return redact_url(message, options.storage)
 
 
 def _parser() -> argparse.ArgumentParser:

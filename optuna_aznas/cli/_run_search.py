@@ -23,13 +23,11 @@ import optuna_aznas as az
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
 from optuna_aznas.cli._output import print_leaderboard
+from optuna_aznas.cli._settle import settle, stored_settings
 from optuna_aznas.cli._storage import open_storage
 from optuna_aznas.proxies import DEFAULT
-from optuna_aznas.study.attributes import BUDGET_KEY
+from optuna_aznas.storage import redact_url
 from optuna_aznas.study.history import StudyHistory
-
-#: User attribute of the study: how its networks are scored. It is the same for all, as their scores are compared.
-SETTINGS_KEY = "aznas:search"
 
 #: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
 COMPLEXITY_KEY = "aznas:complexity"
@@ -47,7 +45,36 @@ def search(options: argparse.Namespace) -> int:
     default_shape = built_in.input_shape if built_in else None
     storage = open_storage(options.storage, must_exist=False)
     name = options.study_name or options.space.partition(":")[2] or options.space
-    settings = _settings(options, default_shape, _stored_settings(storage, name), name)
+    stored = stored_settings(storage, name)
+    settings = _settings(options, default_shape, stored, name)
+    evaluator, sampler = _prepare(options, built_in, settings)
+    created = False
+    try:
+        if not stored:
+            stored, created = settle(storage, name, settings, built_in.first if built_in else None)
+            agreed = _settings(options, default_shape, stored, name)
+            if agreed != settings:
+                settings = agreed
+                evaluator, sampler = _prepare(options, built_in, settings)
+        study = az.create_study(
+            study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    trials = len(study.get_trials(deepcopy=False))
+    say = f"New study {name!r}" if created else f"Continuing study {name!r}: {trials} trials so far"
+    print(f"{say}, in {redact_url(options.storage, options.storage)}", file=sys.stderr)
+    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
+    assert build is not None
+    status = _Run(study, build, evaluator, options).optimize()
+    print_leaderboard(study, options.n, options.format)
+    return status
+
+
+def _prepare(
+    options: argparse.Namespace, built_in: az.spaces.BuiltIn | None, settings: dict[str, Any]
+) -> tuple[az.ProxyEvaluator, az.AZNASSampler]:
+    """Return the evaluator and the sampler for these settings."""
     try:
         evaluator = az.ProxyEvaluator(
             settings["input_shape"],
@@ -67,30 +94,11 @@ def search(options: argparse.Namespace) -> int:
             accept = built_in.within_budget(limit, settings["input_shape"])
         except ValueError as error:
             raise UsageError(f"--budget: {error}") from error
-    sampler = az.AZNASSampler(
+    return evaluator, az.AZNASSampler(
         seed=options.seed,
         candidate_filter=accept,
         constraints_func=None if limit is None else _within(limit),
     )
-    try:
-        study = az.create_study(
-            study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
-        )
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    before = len(study.get_trials(deepcopy=False))
-    say = f"Continuing study {name!r}: {before} trials so far" if before else f"New study {name!r}"
-    print(f"{say}, in {options.storage}", file=sys.stderr)
-    study.set_user_attr(SETTINGS_KEY, {**settings, "input_shape": list(settings["input_shape"])})
-    if limit is not None:
-        study.set_user_attr(BUDGET_KEY, limit)
-    if built_in is not None and built_in.first is not None and not before:
-        study.enqueue_trial(dict(built_in.first))
-    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
-    assert build is not None
-    status = _Run(study, build, evaluator, options).optimize()
-    print_leaderboard(study, options.n, options.format)
-    return status
 
 
 def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
@@ -121,15 +129,6 @@ def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
     return None, build
 
 
-def _stored_settings(storage: optuna.storages.BaseStorage, name: str) -> dict[str, Any] | None:
-    """Return how the networks of a study are scored; ``None`` where there is no such study."""
-    if name not in optuna.get_all_study_names(storage):
-        return None
-    attrs = optuna.load_study(study_name=name, storage=storage).user_attrs
-    stored: dict[str, Any] = attrs.get(SETTINGS_KEY, {})
-    return stored
-
-
 def _settings(
     options: argparse.Namespace, default_shape: tuple[int, ...] | None, stored: dict[str, Any] | None, name: str
 ) -> dict[str, Any]:
@@ -144,7 +143,7 @@ def _settings(
     }
     defaults: dict[str, Any] = {
         "input_shape": default_shape,
-        "batch_size": 8,
+        "batch_size": None,
         "proxies": DEFAULT,
         "evaluator_seed": 0,
         "budget": None,
@@ -182,6 +181,7 @@ class _Run:
 
     def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, options: argparse.Namespace) -> None:
         self._study, self._build, self._evaluator = study, build, evaluator
+        self._storage = options.storage
         self._trials = options.trials or (None if options.timeout else 300)
         self._timeout = options.timeout
         self._history = StudyHistory()
@@ -245,7 +245,8 @@ class _Run:
             raise
         except Exception as error:
             self._error = error
-            self._bar.write(f"Trial {trial.number} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            reason = redact_url(f"{type(error).__name__}: {error}", self._storage)  # it may be the storage's
+            self._bar.write(f"Trial {trial.number} failed: {reason}", file=sys.stderr)
             raise
         if "complexity" in scores.names:
             trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         evaluator = az.ProxyEvaluator(
             options.input_shape,
-            batch_size=options.batch_size or 8,
+            batch_size=options.batch_size,
             blocks=options.blocks,
             init=None if options.keep_weights else "auto",
             device=options.device,

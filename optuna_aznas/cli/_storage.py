@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 
+import optuna_aznas.storage
 from optuna_aznas.cli._errors import CommandError, UsageError
+from optuna_aznas.storage import redact_url
 
 
 def open_storage(url: str, *, must_exist: bool) -> BaseStorage:
     """Open the storage that a URL names.
 
     Args:
-        url: A database URL, ``journal:FILE``, ``redis://...`` or ``grpc://HOST:PORT``.
+        url: As in :func:`optuna_aznas.open_storage`.
         must_exist: Whether a file that is not there is an error; otherwise it is made.
     """
     kind, colon, rest = url.partition(":")
@@ -28,41 +26,11 @@ def open_storage(url: str, *, must_exist: bool) -> BaseStorage:
     if must_exist and file and not Path(file).exists():
         raise CommandError(f"there is no file {file!r}. Name the storage of the search with --storage.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return _open(kind, rest, url)
+        return optuna_aznas.storage.open_storage(url)
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise CommandError(f"storage {_hidden(url)} cannot be opened: {reason[0] if reason else error!r}") from error
-
-
-def _open(kind: str, rest: str, url: str) -> BaseStorage:
-    if kind == "journal":
-        from optuna.storages.journal import JournalFileBackend
-
-        return optuna.storages.JournalStorage(JournalFileBackend(rest))
-    if kind == "redis":
-        from optuna.storages.journal import JournalRedisBackend
-
-        return optuna.storages.JournalStorage(JournalRedisBackend(url))
-    if kind == "grpc":
-        server = urlsplit(url)
-        proxy: Any = getattr(optuna.storages, "GrpcStorageProxy", None)
-        if proxy is None:
-            raise CommandError(f"Optuna {optuna.__version__} has no gRPC proxy; install a newer one.")
-        return proxy(host=server.hostname or "localhost", port=server.port or 13000)
-    retry: dict[str, Any]
-    if hasattr(optuna.storages, "RetryHeartbeatStaleTrialCallback"):  # Optuna 4.9 renamed it
-        retry = {"heartbeat_stale_trial_callback": optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1)}
-    else:
-        retry = {"failed_trial_callback": optuna.storages.RetryFailedTrialCallback(max_retry=1)}
-    return optuna.storages.RDBStorage(
-        url,
-        engine_kwargs={"pool_pre_ping": True},  # a connection that broke is replaced
-        heartbeat_interval=30,  # a trial whose worker has died is given up after a minute, and tried once more
-        grace_period=60,
-        **retry,
-    )
+        lines = redact_url(str(error), url).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise CommandError(f"storage {redact_url(url, url)} cannot be opened: {reason}") from error
 
 
 def load_study(storage: BaseStorage, url: str, name: str | None) -> optuna.Study:
@@ -71,18 +39,9 @@ def load_study(storage: BaseStorage, url: str, name: str | None) -> optuna.Study
     if name is None:
         if len(found) != 1:
             listed = f"has {len(found)} studies: {', '.join(sorted(found))}" if found else "has no study"
-            raise CommandError(f"{_hidden(url)} {listed}. Name one with --study-name.")
+            raise CommandError(f"{redact_url(url, url)} {listed}. Name one with --study-name.")
         name = found[0]
     elif name not in found:
         there = ", ".join(sorted(found)) or "none"
-        raise CommandError(f"{_hidden(url)} has no study {name!r}. There: {there}.")
+        raise CommandError(f"{redact_url(url, url)} has no study {name!r}. There: {there}.")
     return optuna.load_study(study_name=name, storage=storage)
-
-
-def _hidden(url: str) -> str:
-    """Return a URL without its password."""
-    try:
-        parts = urlsplit(url)
-        return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
-    except ValueError:
-        return url

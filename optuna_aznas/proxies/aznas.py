@@ -30,14 +30,17 @@ from optuna_aznas.proxies.features.grids import on_one_grid, position_rows
 from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 from optuna_aznas.proxies.scores import BlockScores
 from optuna_aznas.proxies.spectra import (
-    least_squares_norm,
     least_squares_norm_of_few,
+    least_squares_spectrum,
+    least_squares_spectrum_of_few,
     scatter,
     spectral_entropy,
-    spectral_norm,
+    spectrum,
+    spectrum_of_few,
 )
 
 _EPS_SIGMA = 1e-6  # keeps t finite at sigma = 0
+_POSITIONS = 2  # positions for each channel from which the whole spectrum of a mean Jacobian is estimated
 
 
 def expressivity(blocks: Sequence[BlockScores]) -> float:
@@ -92,7 +95,7 @@ AZNAS_PROXIES = tuple(proxy.name for proxy in PROXIES)
 
 
 class BlockObserver:
-    """Measures every block of a pass: entropy, largest singular value of the mean Jacobian, multiply-accumulates.
+    """Measures every block of a pass: entropy, singular values of the mean Jacobian, multiply-accumulates.
 
     During the pass only products of matrices are launched; :meth:`finish` decomposes them.
 
@@ -139,17 +142,22 @@ class BlockObserver:
         """Decompose what was collected and return the measurements of the stem and each block."""
         n = len(self._blocks)
         numbers = self._decompositions.finish(n)
-        entropies, sigmas, differ = (numbers.get(name, [math.nan] * n) for name in (_ENTROPY, _SIGMA, _DIFFER))
+        entropies, differ = (numbers.get(name, [math.nan] * n) for name in (_ENTROPY, _DIFFER))
+        spectra = numbers.get(_SPECTRUM, [math.nan] * n)
         scores = []
         for i, block in enumerate(self._blocks):
+            measured = spectra[i]
+            sigma, isometry, rank = measured if isinstance(measured, list) else [math.nan] * 3
             if differ[i] == 0.0:  # an identity
                 t = math.nan if self._skip_identities else -math.inf
-            elif block.has_product and math.isnan(sigmas[i]):
+            elif block.has_product and math.isnan(sigma):
                 t = -math.inf
             else:
-                t = block_trainability(sigmas[i])
+                t = block_trainability(sigma)
             step = entropies[i] - entropies[block.previous] if block.previous is not None else math.nan
-            scores.append(BlockScores(block.name, block.shape, entropies[i], step, sigmas[i], t, block.macs))
+            scores.append(
+                BlockScores(block.name, block.shape, entropies[i], step, sigma, t, block.macs, isometry, rank)
+            )
         return scores
 
 
@@ -165,7 +173,7 @@ class _Block(NamedTuple):
 
 
 # Quantities of a block. The last is 1 where g and v differ anywhere, which they do not where the block is an identity.
-_ENTROPY, _SIGMA, _DIFFER = "entropy", "sigma", "differ"
+_ENTROPY, _SPECTRUM, _DIFFER = "entropy", "spectrum", "differ"
 
 
 # The reductions take stacks (n, P, channels) of n blocks.
@@ -176,14 +184,17 @@ def _entropy_of_features(features: Tensor) -> list[Decomposition]:
 
 
 def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
-    return [Decomposition(_SIGMA, spectral_norm, [g.mT @ v / v.shape[1]])]
+    _, positions, channels = v.shape
+    measure = spectrum if positions >= _POSITIONS * channels else spectrum_of_few
+    return [Decomposition(_SPECTRUM, measure, [g.mT @ v / positions])]
 
 
 def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
-    if positions >= channels:
-        return [Decomposition(_SIGMA, least_squares_norm, [g.mT @ v, v.mT @ v])]
-    return [Decomposition(_SIGMA, least_squares_norm_of_few, [g @ g.mT, v @ v.mT])]
+    if positions < channels:
+        return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, v @ v.mT])]
+    measure = least_squares_spectrum if positions >= _POSITIONS * channels else least_squares_spectrum_of_few
+    return [Decomposition(_SPECTRUM, measure, [g.mT @ v, v.mT @ v])]
 
 
 def _by_moment_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:

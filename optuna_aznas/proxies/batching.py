@@ -27,7 +27,7 @@ class Decomposition(NamedTuple):
 
     Attributes:
         quantity: Name of the quantity.
-        function: Takes stacks (n, a, b) and returns n numbers (n,).
+        function: Takes stacks (n, a, b) and returns a number (n,), or k numbers (n, k), of each.
         stacks: Its arguments; n is the number of blocks.
     """
 
@@ -108,9 +108,9 @@ def _on_cpu(jobs: list[_Job]) -> list[_Job]:
     return [dataclasses.replace(job, stacks=on_cpu.get(id(job), job.stacks)) for job in jobs]
 
 
-def _decomposed(jobs: list[_Job], n: int) -> list[float]:
-    """Return one quantity of each of ``n`` blocks, stacks of equal shapes decomposed together."""
-    results = [math.nan] * n
+def _decomposed(jobs: list[_Job], n: int) -> list[Any]:
+    """Return one quantity of each of ``n`` blocks, stacks of equal shapes decomposed together; NaN where it failed."""
+    results: list[Any] = [math.nan] * n
     alike: dict[Any, list[_Job]] = {}
     for job in jobs:
         alike.setdefault((job.function, *(stack.shape[1:] for stack in job.stacks)), []).append(job)

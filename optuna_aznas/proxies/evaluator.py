@@ -24,6 +24,9 @@ from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 from optuna_aznas.proxies.registry import ALL_PROXIES, DEFAULT, REGISTRY
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 
+_BATCH = 8  # default batch size
+_BATCH_OF_VECTORS = 1024  # default batch size where a sample is a vector
+
 _INITS = ("auto", "kaiming", "trunc_normal", None)
 
 #: Proxy scores by name, those of the blocks, and how the blocks were chosen.
@@ -56,8 +59,9 @@ class ProxyEvaluator:
 
     A convolutional network runs in train mode with Kaiming-normal weights; a transformer (attention and layer
     normalisation) in eval mode with truncated-normal ones. In a transformer whose features all have one shape
-    progressivity is not used, as nothing grows there, and neither is trainability by least squares, which only tells
-    the width (see the documentation): both are 0, hence a tie for all, and are still measured block by block.
+    progressivity and entropy retention are not used, as nothing grows there, and neither are trainability, isometry and
+    Jacobian rank by least squares, which only tell the width (see the documentation): they are 0, hence a tie for all,
+    and are still measured block by block.
 
     An evaluator is immutable: :meth:`replace` returns one with other arguments. Threads may share an evaluator and take
     turns; several processes score several models at once.
@@ -67,9 +71,11 @@ class ProxyEvaluator:
             Gaussian noise of this shape.
         inputs: A real batch instead of noise: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments. Exactly one of ``input_shape`` and ``inputs`` must be given.
-        batch_size: Samples in the batch of noise, at least 1 (at least 2 for batch normalisation on 1 x 1 features).
-        proxies: Names of the proxies to compute, in the order wanted, of :data:`~optuna_aznas.proxies.ALL_PROXIES`: the
-            four of AZ-NAS, three for transformers, and ten others from the literature. What is not named costs nothing.
+        batch_size: Samples in the batch of noise, at least 1 (at least 2 for batch normalisation on 1 x 1 features). By
+            default 8, and 1,024 where a sample is a vector: the rank of a layer's features is at most the number of
+            positions in the batch, and a vector has only one.
+        proxies: Names of the proxies to compute, in the order wanted, of :data:`~optuna_aznas.proxies.ALL_PROXIES`.
+            What is not named costs nothing. By default :data:`~optuna_aznas.proxies.DEFAULT`.
         blocks: The primary blocks: see :func:`~optuna_aznas.proxies.find_blocks`.
         init: ``"auto"`` draws weights anew as said above; ``"kaiming"`` or ``"trunc_normal"`` name the draw; ``None``
             keeps the model's own, for example pretrained ones; a convolutional network still runs in train mode.
@@ -90,7 +96,7 @@ class ProxyEvaluator:
         >>> model = nn.Sequential(block(3, 8), block(8, 8), block(8, 16), nn.Flatten(), nn.Linear(16 * 64, 10))
         >>> evaluator = ProxyEvaluator(input_shape=(3, 8, 8), device="cpu")
         >>> evaluator(model).names
-        ('expressivity', 'progressivity', 'trainability', 'complexity')
+        ('expressivity', 'entropy_retention', 'isometry', 'jacobian_rank', 'activations', 'complexity')
     """
 
     input_shape: tuple[int, ...] | None
@@ -109,7 +115,7 @@ class ProxyEvaluator:
         input_shape: Sequence[int] | None = None,
         *,
         inputs: Any = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         proxies: Sequence[str] = DEFAULT,
         blocks: BlockChoice = None,
         init: str | None = "auto",
@@ -305,6 +311,9 @@ def _checked(
             )
     elif next(tensors_in(inputs), None) is None:
         raise ValueError(f"inputs must be a tensor, or a tuple or dict with tensors; got {type(inputs).__name__}.")
+    if others["batch_size"] is None:
+        is_vector = input_shape is not None and len(input_shape) == 1
+        others["batch_size"] = _BATCH_OF_VECTORS if is_vector else _BATCH
     for name, least in (("batch_size", 1), ("repeats", 1), ("seed", 0)):
         value = others[name]
         if not _is_int(value) or value < least:

@@ -16,6 +16,7 @@ none found in the module tree                as a whole
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -32,6 +33,7 @@ from optuna_aznas.proxies.features.cotangents import random_signs
 from optuna_aznas.proxies.features.hooks import run_blocks
 from optuna_aznas.proxies.features.wholegraph import NoGradientError, NotFoundError, run_whole
 from optuna_aznas.proxies.proxy import Needs, Proxy
+from optuna_aznas.proxies.scores import BlockScores
 
 #: How blocks were chosen, as :attr:`ProxyScores.block_source` says it.
 NAMED = "named by blocks="
@@ -81,7 +83,29 @@ def run_features(
             return run.attempt.run(PassRequest(context.model, context.state, batch, [observer], None, False))
 
     blocks, source = run.blocks.finish(), run.attempt.block_source
+    if plan.automatic:
+        blocks = _without_pooled_head(blocks)
     return FeaturePass(context, run.report, blocks, source, run.observers, run_again)
+
+
+def _without_pooled_head(blocks: list[BlockScores]) -> list[BlockScores]:
+    """Leave out the last features where pooling has left one position for each sample, if features before have more.
+
+    The rank of such a feature's covariance is at most the number of samples, so its entropy tells the batch size. It
+    would be the lowest of all steps in every network that is written with its pooling inside the last block, and absent
+    in the same network written otherwise.
+    """
+    if not any(_has_positions(block) for block in blocks):  # a network of vectors
+        return blocks
+    kept = len(blocks)
+    while kept > 2 and not _has_positions(blocks[kept - 1]):
+        kept -= 1
+    return blocks[:kept]
+
+
+def _has_positions(block: BlockScores) -> bool:
+    """Whether a feature has more than one position for each sample: not a vector, nor a pooled image."""
+    return len(block.shape) > 1 and math.prod(block.shape[1:]) > 1
 
 
 def _attempts(plan: BlockPlan, last_try: bool) -> list[_Attempt]:

@@ -22,6 +22,10 @@ class BlockScores:
         trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem, ``-inf`` for an identity in
             a CNN.
         complexity: Multiply-accumulates of one sample since the feature before.
+        isometry: Minus the mean of ``|log max(sigma_i, 0.001)|`` over all singular values of the mean Jacobian, at most
+            0. NaN for the stem, and where the batch has fewer than two positions for each channel.
+        jacobian_rank: Entropy of the normalised singular values over the logarithm of their number, from 0 to 1; NaN
+            like ``isometry``.
 
     A quantity that no named proxy needs is NaN, or 0 for complexity.
     """
@@ -33,6 +37,8 @@ class BlockScores:
     spectral_norm: float
     trainability: float
     complexity: float
+    isometry: float
+    jacobian_rank: float
 
 
 class ProxyScores(tuple[float, ...]):

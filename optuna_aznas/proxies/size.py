@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from optuna_aznas.proxies.context import ScoringContext
+from optuna_aznas.proxies.context import FeaturePass, ScoringContext
 from optuna_aznas.proxies.model.weights import WEIGHTED
-from optuna_aznas.proxies.proxy import Proxy, Stage
+from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 
 
 def parameters(model: nn.Module) -> float:
@@ -27,7 +27,12 @@ def _trainable_layers(context: ScoringContext) -> float:
     return trainable_layers(context.model)
 
 
+def _activations(seen: FeaturePass) -> float:
+    return seen.report.activations / seen.context.samples
+
+
 PROXIES = (
     Proxy("parameters", Stage.MODEL, function=_parameters),
     Proxy("trainable_layers", Stage.MODEL, function=_trainable_layers),
+    Proxy("activations", Stage.FEATURES, Needs.MACS, _activations),
 )

@@ -1,7 +1,7 @@
-"""Spectra of matrices, many at once: entropy of eigenvalues, largest singular value, least squares.
+"""Spectra of matrices, many at once: entropy of eigenvalues, singular values, least squares.
 
-Every function takes stacks (n, rows, columns), works on the device where they lie, and returns one number for each of
-the n matrices.
+Every function takes stacks (n, rows, columns), works on the device where they lie, and returns one number, or a few,
+for each of the n matrices.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _EPS_ENTROPY = 1e-8  # added to each share inside the logarithm (Lee and Ham, 2024)
+_FLOOR = 1e-3  # singular values below it count as this in the logarithm
 _SOUND_PIVOTS = 0.03  # smallest over largest Cholesky pivot above which a matrix is inverted by that factorisation
 
 
@@ -31,19 +32,29 @@ def spectral_entropy(scatters: Tensor) -> Tensor:
     return -(p * torch.log(p + _EPS_ENTROPY)).sum(dim=-1)
 
 
-def spectral_norm(matrices: Tensor) -> Tensor:
-    """Return the largest singular value of each of (n, a, b) matrices.
+def spectrum(matrices: Tensor) -> Tensor:
+    """Return three numbers (n, 3) of the singular values sigma_1, ..., sigma_k of each of (n, a, b) matrices.
 
-    It is the root of the largest eigenvalue of M M^T or M^T M, whichever is smaller. This is many times faster than a
-    singular value decomposition, and as accurate for the largest value.
+    They are the largest, minus the mean of ``|log max(sigma_i, 0.001)|``, and the entropy of ``sigma_i / sum sigma``
+    over log k. The singular values are the roots of the eigenvalues of M M^T or M^T M, whichever is smaller. This is
+    many times faster than a singular value decomposition, as accurate for the largest value, and in double precision
+    accurate enough for values above 1e-7 of it.
     """
     matrices = matrices.double()  # the squares of float32 numbers fit
     a, b = matrices.shape[-2:]
-    return _root_of_largest(matrices @ matrices.mT if a <= b else matrices.mT @ matrices)
+    squares = torch.linalg.eigvalsh(matrices @ matrices.mT if a <= b else matrices.mT @ matrices)
+    sigma = squares.clamp_min(0.0).sqrt()
+    isometry = -sigma.clamp_min(_FLOOR).log().abs().mean(dim=-1)
+    return torch.stack([sigma[..., -1], isometry, _relative_entropy(sigma)], dim=-1)
 
 
-def least_squares_norm(cross: Tensor, gram: Tensor) -> Tensor:
-    """Return the largest singular value of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v.
+def spectrum_of_few(matrices: Tensor) -> Tensor:
+    """Return the same as :func:`spectrum` with NaN for all but the largest: the others are not well estimated."""
+    return _with_nan(spectrum(matrices)[..., 0])
+
+
+def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor:
+    """Return :func:`spectrum` of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v.
 
     Where the solution is not unique, G is the one with the smallest norm.
 
@@ -52,11 +63,16 @@ def least_squares_norm(cross: Tensor, gram: Tensor) -> Tensor:
         gram: sum v v^T, (n, channels of v, channels of v).
     """
     root = _inverse_root(gram)
-    return spectral_norm(cross.double() @ root @ root.mT)
+    return spectrum(cross.double() @ root @ root.mT)
+
+
+def least_squares_spectrum_of_few(cross: Tensor, gram: Tensor) -> Tensor:
+    """Return the same as :func:`least_squares_spectrum` with NaN for all but the largest singular value."""
+    return _with_nan(least_squares_spectrum(cross, gram)[..., 0])
 
 
 def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
-    """Return the same as :func:`least_squares_norm`, for fewer positions P than channels.
+    """Return the same as :func:`least_squares_spectrum_of_few`, for fewer positions P than channels.
 
     In that case G = g (v^T v)^-1 v^T with g and v as matrices (channels, P), so G G^T = g (v^T v)^-1 g^T.
 
@@ -65,7 +81,22 @@ def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
         v_gram: v^T v, (n, P, P).
     """
     root = _inverse_root(v_gram)
-    return _root_of_largest(root.mT @ g_gram.double() @ root)
+    return _with_nan(torch.linalg.eigvalsh(root.mT @ g_gram.double() @ root)[..., -1].clamp_min(0.0).sqrt())
+
+
+def _relative_entropy(sigma: Tensor) -> Tensor:
+    """Return the entropy of (n, k) numbers normalised to sum 1, over log k: 1 where k is 1, 0 where all are 0."""
+    k = sigma.shape[-1]
+    total = sigma.sum(dim=-1, keepdim=True)
+    if k == 1:
+        return (total[..., 0] > 0).to(sigma.dtype)
+    p = sigma / total.where(total > 0, 1.0)
+    return torch.special.entr(p).sum(dim=-1) / math.log(k)
+
+
+def _with_nan(largest: Tensor) -> Tensor:
+    unknown = torch.full_like(largest, math.nan)
+    return torch.stack([largest, unknown, unknown], dim=-1)
 
 
 def _inverse_root(gram: Tensor) -> Tensor:
@@ -83,8 +114,3 @@ def _inverse_root(gram: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     noise = values[..., -1:] * n * torch.finfo(torch.float32).eps  # the precision of the products with g
     return vectors * values.where(values > noise, math.inf).rsqrt().unsqueeze(-2)
-
-
-def _root_of_largest(matrices: Tensor) -> Tensor:
-    """Return the square root of the largest eigenvalue of (n, C, C) symmetric positive semi-definite matrices."""
-    return torch.linalg.eigvalsh(matrices)[..., -1].clamp_min(0.0).sqrt()

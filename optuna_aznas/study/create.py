@@ -13,7 +13,14 @@ from optuna_aznas.pruner import AZNASPruner
 from optuna_aznas.sampler import AZNASSampler
 
 #: The names in ``optuna_aznas.proxies.DEFAULT``, repeated here because importing them from there loads torch.
-DEFAULT_PROXIES = ("expressivity", "progressivity", "trainability", "complexity")
+DEFAULT_PROXIES = (
+    "expressivity",
+    "entropy_retention",
+    "isometry",
+    "jacobian_rank",
+    "activations",
+    "complexity",
+)
 
 
 def create_study(
@@ -47,7 +54,7 @@ def create_study(
     Example:
         >>> study = create_study(study_name="demo")
         >>> study.metric_names
-        ['expressivity', 'progressivity', 'trainability', 'complexity']
+        ['expressivity', 'entropy_retention', 'isometry', 'jacobian_rank', 'activations', 'complexity']
     """
     names = [proxies] if isinstance(proxies, str) else list(proxies)
     if len(names) < 2 or len(set(names)) < len(names):

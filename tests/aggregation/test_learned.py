@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, rankdata
 
-from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
+from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate, aggregate_aznas
 from optuna_aznas.aggregation.gaussian_process import Process, interpolate
 from optuna_aznas.aggregation.importance import shares
 from optuna_aznas.aggregation.learned import MIN_TRAINED, complete_scores
@@ -46,14 +46,14 @@ def test_with_too_few_results_it_is_the_plain_ranking(k, n, m, random):
     scores = [[random.choice([-math.inf, math.nan, 0.0, 1.0, random.random()]) for _ in range(m)] for _ in range(n)]
     results = [random.random() if i < k else math.nan for i in range(n)]
     mean = LearnedAggregation().predict(scores, results).mean
-    assert rankdata(mean).tolist() == rankdata(np.round(aggregate(scores), 9)).tolist()
+    assert rankdata(mean).tolist() == rankdata(np.round(aggregate_aznas(scores), 9)).tolist()
 
 
 def test_equal_results_tell_nothing():
     scores, parameters, truth = problem()
     results = some(np.zeros_like(truth), 50)
     mean = LearnedAggregation().predict(scores, results, parameters).mean
-    assert rankdata(mean).tolist() == rankdata(np.round(aggregate(scores), 9)).tolist()
+    assert rankdata(mean).tolist() == rankdata(np.round(aggregate_aznas(scores), 9)).tolist()
 
 
 def test_it_learns_what_the_scores_do_not_tell():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 
-from optuna_aznas.aggregation import aggregate
+from optuna_aznas.aggregation import aggregate, aggregate_aznas, consensus_weights
 from tests import reference
 
 # Few different values, so that ties are common; NaN and infinities among them.
@@ -27,7 +27,9 @@ def tables(draw, min_rows=1, max_rows=30):
 
 @given(tables())
 def test_equals_the_plain_formula(table):
-    assert aggregate(table) == pytest.approx(reference.aggregate(table), abs=1e-9)
+    assert aggregate_aznas(table) == pytest.approx(reference.aggregate(table), abs=1e-9)
+    weights = consensus_weights(table)
+    assert aggregate(table) == pytest.approx(reference.aggregate(table, weights), abs=1e-9)
 
 
 @given(tables(), st.data())

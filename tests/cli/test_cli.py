@@ -161,7 +161,8 @@ def test_all_that_is_printed_is_within_the_budget(run, folder):
 
 
 def test_a_study_made_otherwise_has_no_budget(run, folder):
-    az.create_study(study_name="build", storage=f"sqlite:///{folder}/aznas.db")
+    study = az.create_study(study_name="build", storage=f"sqlite:///{folder}/aznas.db")
+    study.optimize(lambda trial: (1.0, 1.0, 1.0, 1.0), n_trials=1)
     status, _, err = search(run, "--budget", "1M")
     assert status == 1
     assert "was not made by this command" in err

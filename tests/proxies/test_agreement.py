@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluator
-from optuna_aznas.proxies import feature_pass, find_blocks
+from optuna_aznas.proxies import AZNAS, feature_pass, find_blocks
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch
 from tests import reference
 
@@ -73,7 +73,7 @@ def test_agrees_with_the_reference(case, jacobian, monkeypatch):
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     names = list(find_blocks(model))
     assert names[0] == "stem"
-    evaluator = ProxyEvaluator(inputs=x, init=None, jacobian=jacobian, device="cpu")
+    evaluator = ProxyEvaluator(inputs=x, init=None, jacobian=jacobian, device="cpu", proxies=AZNAS)
     model.train()
 
     ours = evaluator(model)
@@ -100,7 +100,7 @@ def test_agrees_with_the_reference(case, jacobian, monkeypatch):
 def test_the_all_none_cell_has_a_defined_score():
     """No signal: expressivity and progressivity are -inf, each cell's sigma is 0."""
     arch = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
-    scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu")(Network(from_arch(arch), cells=1))
+    scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", proxies=AZNAS)(Network(from_arch(arch), cells=1))
     assert scores.expressivity == scores.progressivity == -math.inf
     for name in ("blocks.0", "blocks.2", "blocks.4"):
         (cell,) = [block for block in scores.blocks if block.name == name]
@@ -111,7 +111,9 @@ def test_the_all_none_cell_has_a_defined_score():
 
 
 def test_an_identity_block_scores_minus_infinity():
-    scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu")(Network(from_arch(ARCHS[3]), cells=1))
+    scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", proxies=AZNAS)(
+        Network(from_arch(ARCHS[3]), cells=1)
+    )
     assert scores.trainability == -math.inf
     assert scores.progressivity <= 0.0
 
@@ -150,7 +152,7 @@ def test_fewer_positions_than_channels():
         nn.Conv2d(64, 64, 1),
         nn.Conv2d(64, 2, 1),
     )
-    scores = ProxyEvaluator((3, 2, 2), batch_size=4, device="cpu")(model)
+    scores = ProxyEvaluator((3, 2, 2), batch_size=4, device="cpu", proxies=AZNAS)(model)
     assert all(math.isfinite(score) for score in scores)
 
 
@@ -165,7 +167,7 @@ def test_complexity_counts_published_networks():
 
 def test_block_complexities_add_up():
     model = ResNetish()
-    scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu")(model)
+    scores = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", proxies=AZNAS)(model)
     head = 24 * 5
     assert sum(block.complexity for block in scores.blocks) + head == scores.complexity
     assert scores.complexity == reference.complexity(copy.deepcopy(model), torch.randn(2, 3, 32, 32))
@@ -177,7 +179,7 @@ def test_what_is_not_named_is_not_computed(monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("computed all the same")
 
-    every = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu")(model)
+    every = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", proxies=AZNAS)(model)
     monkeypatch.setattr(torch.autograd, "grad", forbidden)
     forward_only = ProxyEvaluator((3, 32, 32), batch_size=4, proxies=["progressivity", "expressivity"], device="cpu")
     scores = forward_only(model)
@@ -209,7 +211,7 @@ def test_repeats_average_over_draws(monkeypatch):
 
 def test_a_decomposition_that_does_not_converge_is_a_score(monkeypatch):
     """Only the block concerned has no entropy, and the network scores -inf."""
-    evaluator, eigvalsh = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu"), torch.linalg.eigvalsh
+    evaluator, eigvalsh = ProxyEvaluator((3, 32, 32), batch_size=4, device="cpu", proxies=AZNAS), torch.linalg.eigvalsh
     model = ResNetish()
     expected = evaluator(model)
     bad = []

@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
+from optuna_aznas.proxies import AZNAS, DEFAULT
 from tests.proxies.test_contracts import Awkward, assert_same, random_states, snapshot
+
+#: The default proxies and the paper's.
+ALL_FEATURE_PROXIES = tuple(dict.fromkeys((*AZNAS, *DEFAULT)))
 
 
 def stem():
@@ -75,7 +79,7 @@ def test_one_block():
     # A stem and one block are two features, which is all that the formulas need.
     scores = evaluate_untouched(nn.Sequential(stem(), block()))
     assert len(scores.blocks) == 2
-    assert scores.progressivity == pytest.approx(scores.blocks[1].step)
+    assert scores.entropy_retention == pytest.approx(min(0.0, scores.blocks[1].step))
 
 
 def test_a_block_that_never_runs_is_no_feature():
@@ -129,15 +133,18 @@ def test_input_shape_that_does_not_fit():
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_non_finite_activations_are_a_score(poison):
     model = nn.Sequential(stem(), Returns(lambda x: x * poison), block())
-    scores = evaluate_untouched(model)
-    assert scores.expressivity == scores.progressivity == scores.trainability == -math.inf
+    scores = evaluate_untouched(model, proxies=ALL_FEATURE_PROXIES)
+    assert scores.expressivity == scores.progressivity == scores.entropy_retention == -math.inf
+    assert scores.trainability == scores.isometry == scores.jacobian_rank == -math.inf
     assert scores.complexity > 0
 
 
 def test_no_gradient_path_is_a_score():
     model = nn.Sequential(stem(), Returns(lambda x: x.detach()), block())
-    scores = evaluate_untouched(model)
+    scores = evaluate_untouched(model, proxies=ALL_FEATURE_PROXIES)
     assert scores.blocks[1].spectral_norm == 0.0
+    assert scores.blocks[1].isometry == pytest.approx(math.log(1e-3))
+    assert scores.blocks[1].jacobian_rank == 0.0
     assert scores.trainability == pytest.approx(-5e5, rel=1e-3)
     with_no_grad = Returns(lambda x: x)
     with_no_grad.forward = torch.no_grad()(with_no_grad.forward)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
+from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch
 
 ARCH = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_3x3~2|"
@@ -251,7 +252,7 @@ def test_same_scores_in_another_process():
 def test_scores_are_a_tuple_that_survives_pickling():
     scores = ProxyEvaluator((3, 16, 16), batch_size=4)(network())
     assert isinstance(scores, tuple)
-    assert scores.names == ("expressivity", "progressivity", "trainability", "complexity")
+    assert scores.names == DEFAULT
     assert scores.to_dict() == dict(zip(scores.names, scores, strict=True))
     assert scores.expressivity == scores[0]
     assert scores.seconds > 0

@@ -275,7 +275,7 @@ def test_each_stream_has_a_stem():
     assert [block.shape for block in scores.blocks] == [(4, 8, 8)] * 3 + [(4, 16)] * 3
     assert all(map(math.isfinite, scores))
     steps = [block.step for block in scores.blocks if not math.isnan(block.step)]
-    assert scores.progressivity == min(steps)
+    assert scores.entropy_retention == pytest.approx(sum(min(0.0, step) for step in steps))
     alone = ProxyEvaluator(inputs=inputs["signal"], init=None, device="cpu")(model := Streams().signals)
     assert alone.blocks[1].entropy > 0
     assert len(alone.blocks) == len(model)

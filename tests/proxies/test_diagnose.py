@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator, diagnose
-from optuna_aznas.proxies import BlockDiagnosis
+from optuna_aznas.proxies import AZNAS, BlockDiagnosis
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch
 from tests.proxies.test_agreement import ARCHS
 from tests.proxies.test_contracts import assert_same, random_states, snapshot
@@ -98,7 +98,7 @@ def test_gradients_over_the_whole_depth():
 
 
 def test_scores_that_are_not_finite_name_their_block():
-    diagnosis = look(Does(lambda x: x + 0), conv(16, 16))
+    diagnosis = look(Does(lambda x: x + 0), conv(16, 16), proxies=AZNAS)
     assert diagnosis.scores.trainability == -math.inf
     assert "trainability is -inf: look at 2" in diagnosis.findings
     assert "1 of 4 blocks do nothing: 2" in diagnosis.findings

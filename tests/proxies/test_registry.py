@@ -27,10 +27,13 @@ def model():
 
 
 def test_names_and_their_order():
-    assert (*proxies.DEFAULT, "attention", "position", "token_interaction") == proxies.ALL_PROXIES[:7]
-    assert proxies.ALL_PROXIES[7:11] == ("parameters", "trainable_layers", "gradient_norm", "snip")
-    assert proxies.ALL_PROXIES[11:14] == ("grasp", "synflow", "naswot")
-    assert proxies.ALL_PROXIES[14:] == ("jacobian_covariance", "zen_score", "zico")
+    assert proxies.AZNAS == ("expressivity", "progressivity", "trainability", "complexity") == proxies.ALL_PROXIES[:4]
+    assert proxies.ALL_PROXIES[4:7] == ("entropy_retention", "isometry", "jacobian_rank")
+    assert proxies.ALL_PROXIES[7:10] == ("attention", "position", "token_interaction")
+    assert proxies.ALL_PROXIES[10:15] == ("parameters", "trainable_layers", "activations", "gradient_norm", "snip")
+    assert proxies.ALL_PROXIES[15:18] == ("grasp", "synflow", "naswot")
+    assert proxies.ALL_PROXIES[18:] == ("jacobian_covariance", "zen_score", "zico")
+    assert set(proxies.DEFAULT) < set(proxies.EXTENDED) < set(proxies.ALL_PROXIES)
 
 
 def test_no_family_is_forgotten():
@@ -83,7 +86,7 @@ def test_a_new_proxy_is_one_declaration(stage, model, monkeypatch):
     monkeypatch.setattr(evaluator_module, "ALL_PROXIES", (*REGISTRY, "new"))
     plain = ProxyEvaluator((3, 8, 8), batch_size=4, device="cpu")
     scores = plain.replace(proxies=(*plain.proxies, "new"))(model)
-    assert tuple(scores)[:4] == tuple(plain(model))
+    assert tuple(scores)[:-1] == tuple(plain(model))
     expected = {Stage.LOSS: 4, Stage.MODEL: 4}.get(stage)
     assert scores.new == expected if expected else scores.new > 0
 

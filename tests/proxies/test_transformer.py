@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluator
+from optuna_aznas.proxies import AZNAS, DEFAULT
 from optuna_aznas.proxies.attention import AttentionObserver
 from optuna_aznas.proxies.aznas import trainability
+from optuna_aznas.proxies.isometry import isometry, jacobian_rank
 from optuna_aznas.spaces.autoformer import VisionTransformer
 
 
@@ -219,11 +221,15 @@ def test_no_proxy_changes_another():
 def test_a_transformer_of_one_width_has_neither_progressivity_nor_trainability():
     """Both are a tie for all such networks; per block they are measured, and the paper's estimate stays the paper's."""
     model = VisionTransformer(32, [2, 4], [2.0, 3.0], image_size=32, patch_size=8)
-    scores = ProxyEvaluator((3, 32, 32), device="cpu")(model)
-    assert scores.progressivity == scores.trainability == 0.0
-    assert trainability(list(scores.blocks)) < 0
-    moment = ProxyEvaluator((3, 32, 32), jacobian="moment", device="cpu")(model)
-    assert moment.trainability == trainability(list(moment.blocks)) < 0
+    names = tuple(dict.fromkeys((*AZNAS, *DEFAULT)))
+    scores = ProxyEvaluator((3, 32, 32), device="cpu", proxies=names)(model)
+    assert scores.progressivity == scores.entropy_retention == 0.0
+    assert scores.trainability == scores.isometry == scores.jacobian_rank == 0.0
+    assert trainability(scores.blocks) < 0
+    assert isometry(scores.blocks) < 0 < jacobian_rank(scores.blocks)
+    moment = ProxyEvaluator((3, 32, 32), jacobian="moment", device="cpu", proxies=names, batch_size=16)(model)
+    assert moment.trainability == trainability(moment.blocks) < 0
+    assert moment.isometry == isometry(moment.blocks) < 0
 
 
 def test_weights_outside_convolutions_and_linear_layers_are_drawn_too():

@@ -19,7 +19,12 @@ PARAMETERS = tuple(f"edge{i}" for i in range(6))  # 15,625 architectures
 
 
 def open_storage(kind, place):
-    """Open the storage of a kind ("url", "file", "redis", "grpc") at a place (a URL, a path, a port)."""
+    """Open the storage of a kind at a place.
+
+    Kinds: "url", "file", "redis" and "grpc", as Optuna opens them; "az", any URL, as this package does.
+    """
+    if kind == "az":
+        return az.open_storage(place)
     if kind == "url":
         # SQLite lets one process write at a time, and the others wait for it: by default 5 seconds at most.
         waits = {"connect_args": {"timeout": studies.NEVER}} if place.startswith("sqlite:") else {}

@@ -95,12 +95,14 @@ class PassReport:
 
     Attributes:
         macs: Multiply-accumulates of the whole pass; 0 where not counted.
+        activations: Elements of the outputs of convolutions, linear and recurrent layers; 0 where not counted.
         features: The names of the features, in the order of execution.
         connected: Whether the blocks ran in their order, at least half of them on the output of another, and few on
             mixtures of several.
     """
 
     macs: float
+    activations: float
     features: tuple[str, ...]
     connected: bool
 
@@ -176,7 +178,8 @@ class Reporter:
 
     def summary(self, *, connected: bool) -> PassReport:
         """Return the report of the whole pass."""
-        return PassReport(self.macs, tuple(self.names), connected)
+        activations = self._counter.activations if self._counter is not None else 0.0
+        return PassReport(self.macs, activations, tuple(self.names), connected)
 
 
 def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Counting the multiply-accumulates (MACs) of a model while it runs."""
+"""Counting the multiply-accumulates (MACs) and activations of a model while it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 class MacCounter(TorchFunctionMode):
-    """Counts the multiply-accumulates of everything that runs under it.
+    """Counts the multiply-accumulates of everything that runs under it, and the activations of its layers.
+
+    Activations are the elements of the outputs of convolutions, linear and recurrent layers (Radosavovic et al.,
+    "Designing Network Design Spaces", CVPR 2020). Products of two features, as in attention, are not layers.
 
     :class:`torch.utils.flop_counter.FlopCounterMode` intercepts every operator, which more than doubles the time of a
     small network's forward pass. This counter takes three paths instead: layers are counted from the shapes of their
@@ -23,12 +26,18 @@ class MacCounter(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._layers = 0
+        self._activations = 0
         self._operators = _OperatorCounter()
 
     @property
     def total(self) -> float:
         """Multiply-accumulates so far, of the whole batch."""
         return self._layers + self._operators.total
+
+    @property
+    def activations(self) -> float:
+        """Elements of the layers' outputs so far, of the whole batch."""
+        return self._activations + self._operators.activations
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -38,14 +47,14 @@ class MacCounter(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _LAYERS and len(args) > 1 and args[1].ndim > 1:
             out = func(*args, **kwargs)
-            self._layers += (
-                out.numel() * args[1].shape[1:].numel()
-            )  # each output: one row of the weight times the inputs
+            self._activations += out.numel()
+            self._layers += out.numel() * args[1].shape[1:].numel()  # an output is one row of the weight times inputs
             return out
         if func in _RECURRENT:
             out = func(*args, **kwargs)
             weights = next(arg for arg in args if isinstance(arg, tuple | list) and len(arg) > 2)
             self._layers += args[0].shape[:-1].numel() * sum(w.numel() for w in weights if w.ndim == 2)
+            self._activations += out[0].numel()
             return out
         with self._operators:
             return func(*args, **kwargs)
@@ -57,6 +66,7 @@ class _OperatorCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0.0
+        self.activations = 0.0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,9 +74,9 @@ class _OperatorCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket) or _ATTENTION.get(func._overloadpacket)
         if formula is not None:
-            self.total += (
-                formula(*args, **(kwargs or {}), out_val=out) / 2
-            )  # a multiplication and an addition are one MAC
+            self.total += formula(*args, **(kwargs or {}), out_val=out) / 2  # a multiplication and an addition: one MAC
+            if func._overloadpacket in _OF_LAYERS:
+                self.activations += out.numel()
         return out
 
 
@@ -78,6 +88,9 @@ def _attention_flops(
 
 #: Operators that torch's registry lacks: attention on a CPU.
 _ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+#: Operators of layers, as against products of two features.
+_OF_LAYERS = {torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm}
 
 #: Recurrent layers: each time step of each sample is multiplied once with each weight matrix.
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
