@@ -39,6 +39,8 @@ def load_object(reference: str, kind: str) -> Any:
         raise CommandError(f"module {module_name!r} could not be imported: {error}.") from error
     except Exception as error:
         raise CommandError(f"module {module_name!r} could not be imported: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise CommandError(f"module {module_name!r} called sys.exit({error.code!r}) when it was imported.") from error
     for name in path.split("."):
         try:
             found = getattr(found, name)

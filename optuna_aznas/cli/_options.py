@@ -47,7 +47,7 @@ def add_evaluator_options(parser: argparse.ArgumentParser) -> None:
         "--input-shape", type=shape, metavar="C,H,W", help="shape of one sample without the batch, such as 3,32,32"
     )
     parser.add_argument("--batch-size", type=count, metavar="N", help="samples in the batch of noise (default: 8)")
-    parser.add_argument("--evaluator-seed", type=int, metavar="N", help="seed of weights and noise (default: 0)")
+    parser.add_argument("--evaluator-seed", type=seed, metavar="N", help="seed of weights and noise (default: 0)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto, a GPU where there is one)"
     )
@@ -61,6 +61,26 @@ def count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Read a seed, a whole number from 0 to 2**32 - 1."""
+    return _whole(text, 0, 2**32 - 1)
+
+
+def port(text: str) -> int:
+    """Read the number of a port, from 1 to 65535."""
+    return _whole(text, 1, 65535)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
     return value
 
 

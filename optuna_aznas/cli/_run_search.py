@@ -20,9 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 import optuna_aznas as az
+from optuna_aznas._text import for_terminal
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
-from optuna_aznas.cli._output import print_leaderboard
+from optuna_aznas.cli._output import Result, leaderboard_text
 from optuna_aznas.cli._settle import settle, stored_settings
 from optuna_aznas.cli._storage import open_storage
 from optuna_aznas.proxies import DEFAULT
@@ -38,8 +39,8 @@ _MOST_FAILURES = 5
 _Build = Callable[[Any], nn.Module]
 
 
-def search(options: argparse.Namespace) -> int:
-    """Search, print the leaderboard and return the exit status."""
+def search(options: argparse.Namespace) -> Result:
+    """Search; return the leaderboard and the exit status."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     built_in, own = _space(options.space)
     default_shape = built_in.input_shape if built_in else None
@@ -51,7 +52,10 @@ def search(options: argparse.Namespace) -> int:
     created = False
     try:
         if not stored:
-            stored, created = settle(storage, name, settings, built_in.first if built_in else None)
+            if own is not None and stored is None:
+                _check_space(own, evaluator)
+            first = built_in.first() if built_in and built_in.first else None
+            stored, created = settle(storage, name, settings, first)
             agreed = _settings(options, default_shape, stored, name)
             if agreed != settings:
                 settings = agreed
@@ -67,8 +71,7 @@ def search(options: argparse.Namespace) -> int:
     build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
     assert build is not None
     status = _Run(study, build, evaluator, options).optimize()
-    print_leaderboard(study, options.n, options.format)
-    return status
+    return Result(leaderboard_text(study, options.n, options.format), status)
 
 
 def _prepare(
@@ -107,7 +110,12 @@ def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
     Where a space knows multiply-accumulates in closed form, candidates above are rejected before they are scored, too.
     Elsewhere that would mean counting them, which for small networks takes as long as scoring.
     """
-    return lambda trial: (trial.user_attrs[COMPLEXITY_KEY] / budget - 1.0,)
+
+    def constraints(trial: FrozenTrial) -> Sequence[float]:
+        macs = trial.user_attrs.get(COMPLEXITY_KEY)  # missing if the space pruned the trial before it was scored
+        return (macs / budget - 1.0 if isinstance(macs, int | float) else 1.0,)
+
+    return constraints
 
 
 def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: Any) -> nn.Module:
@@ -176,6 +184,39 @@ def _words(key: str, value: Any) -> str:
     return f"no {option}" if value is None else f"{option} {shown}"
 
 
+def _score(build: _Build, evaluator: az.ProxyEvaluator, trial: Trial) -> az.ProxyScores:
+    """Build and score the network of a trial. ``sys.exit`` in the user's space is an error of this network."""
+    try:
+        return evaluator(build(trial))
+    except SystemExit as error:
+        raise RuntimeError(f"the space called sys.exit({error.code!r})") from error
+
+
+def _check_space(build: _Build, evaluator: az.ProxyEvaluator) -> None:
+    """Score a random network before a study is created, so that a space that never works leaves no study behind.
+
+    Raises:
+        CommandError: No network could be scored in as many attempts as end a search.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
+    for _ in range(_MOST_FAILURES):
+        try:
+            _score(build, evaluator, study.ask())
+        except optuna.TrialPruned:  # raised by the user's space
+            return
+        except Exception as error:
+            last = error
+        else:
+            return
+    raise _too_many_failures(last) from last
+
+
+def _too_many_failures(last: Exception) -> CommandError:
+    return CommandError(
+        f"{_MOST_FAILURES} networks in a row could not be scored. The last one: {type(last).__name__}: {last}"
+    )
+
+
 class _Run:
     """One run of a search, with its progress bar."""
 
@@ -204,15 +245,14 @@ class _Run:
                 )
         except KeyboardInterrupt:
             self._interrupted = True
-        self._bar.close()
+        finally:
+            self._bar.close()
         if self._interrupted:
             print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
             return 130
         if self._failures >= _MOST_FAILURES:
-            raise CommandError(
-                f"{self._failures} networks in a row could not be scored. The last one: "
-                f"{type(self._error).__name__}: {self._error}"
-            )
+            assert self._error is not None
+            raise _too_many_failures(self._error) from self._error
         print(f"Scored {self._finished} networks.", file=sys.stderr)
         return 0
 
@@ -240,13 +280,13 @@ class _Run:
 
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         try:
-            scores = self._evaluator(self._build(trial))
+            scores = _score(self._build, self._evaluator, trial)
         except optuna.TrialPruned:  # raised by the user's space
             raise
         except Exception as error:
             self._error = error
             reason = redact_url(f"{type(error).__name__}: {error}", self._storage)  # it may be the storage's
-            self._bar.write(f"Trial {trial.number} failed: {reason}", file=sys.stderr)
+            self._bar.write(for_terminal(f"Trial {trial.number} failed: {reason}"), file=sys.stderr)
             raise
         if "complexity" in scores.names:
             trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)

@@ -14,7 +14,10 @@ from optuna_aznas.cli._options import (
     count,
     names,
     seconds,
+    seed,
 )
+from optuna_aznas.cli._output import Result
+from optuna_aznas.spaces.built_in import BUILT_IN
 
 _EXAMPLES = """\
   optuna-aznas search nas_bench_201 --trials 300
@@ -39,7 +42,7 @@ def add_to(commands: Any) -> None:
     parser = add_command(
         commands, "search", run, summary="search for the best networks of a space, without training", examples=_EXAMPLES
     )
-    parser.set_defaults(details=_built_in)
+    parser.epilog = f"{_built_in()}\n\n{parser.epilog}"
     parser.add_argument("space", help="a built-in space, or module:function")
     add_study_options(parser, "the study (default: the name of the space)")
     parser.add_argument(
@@ -53,12 +56,12 @@ def add_to(commands: Any) -> None:
         "--proxies", type=names, metavar="NAME,...", help="the proxies to rank by (default: AZ-NAS's four)"
     )
     add_evaluator_options(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampler")
+    parser.add_argument("--seed", type=seed, metavar="N", help="seed of the sampler")
     add_output_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Result:
     """Run the command."""
     from optuna_aznas.cli._run_search import search
 
@@ -66,7 +69,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _built_in() -> str:
-    from optuna_aznas.spaces import BUILT_IN
-
     shapes = "\n".join(f"  {name:16} input shape {','.join(map(str, s.input_shape))}" for name, s in BUILT_IN.items())
     return f"built-in spaces:\n{shapes}"
