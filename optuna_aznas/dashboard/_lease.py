@@ -18,6 +18,9 @@ LEASE_KEY = "aznas:publishing"
 #: Seconds that a lease lasts. A worker that has not returned it by then is taken to be dead.
 _LASTS = 60.0
 
+#: Seconds by which the clocks of two machines may differ.
+_CLOCKS_DIFFER = 60.0
+
 #: Seconds that a write may take to become visible to others.
 _SETTLES = 0.1
 
@@ -58,8 +61,18 @@ def _try_to_take(study: Study, owner: str) -> bool:
 
 
 def _owner(study: Study) -> str | None:
-    lease: dict[str, Any] | None = get_study_system_attr(study, LEASE_KEY)
-    return lease["owner"] if lease and time.time() < lease["until"] else None
+    """Return the worker that holds the lease, if any.
+
+    What is not a lease is ignored. So is a lease that ends later than the clocks of two machines explain: waiting for
+    it would take without bound.
+    """
+    lease = get_study_system_attr(study, LEASE_KEY)
+    if not isinstance(lease, dict):
+        return None
+    owner, until = lease.get("owner"), lease.get("until")
+    if not isinstance(owner, str) or isinstance(until, bool) or not isinstance(until, int | float):
+        return None
+    return owner if 0.0 < until - time.time() <= _LASTS + _CLOCKS_DIFFER else None
 
 
 def _write(study: Study, lease: dict[str, Any] | None) -> None:

@@ -105,7 +105,9 @@ def publish_now(
 def _figures(study: Study, budget: float | None) -> dict[str, Figure]:
     """Return the figures that the study has data for."""
     if budget is None:
-        budget = study.user_attrs.get(BUDGET_KEY)
+        stored = study.user_attrs.get(BUDGET_KEY)
+        is_number = isinstance(stored, int | float) and not isinstance(stored, bool)
+        budget = stored if is_number and 0 < stored < math.inf else None
     scored = ScoredTrials.of(study)
     figures = {"history": visualization.plot_rank_history(study)}
     if len(scored.names) > 1:
@@ -155,15 +157,29 @@ def _update_note(where: Any, body: str | None) -> None:
 
 
 def _update_trial_notes(study: Study, notes: dict[int, str]) -> None:
-    before = get_study_system_attr(study, NOTED_KEY, default=[])
+    trials = study.get_trials(deepcopy=False)
+    before = _noted(study, len(trials))
     # A trial is listed before its note is written and until its note is removed. If this is interrupted, the next
     # publication still knows every trial that may have a note.
     set_study_system_attr(study, NOTED_KEY, sorted({*before, *notes}))
-    trials = study.get_trials(deepcopy=False)
     for number in [*notes, *(number for number in before if number not in notes)]:
         _update_note(_with_note(study, trials[number]), notes.get(number))
     if set(before) - set(notes):
         set_study_system_attr(study, NOTED_KEY, sorted(notes))
+
+
+def _noted(study: Study, n_trials: int) -> list[int]:
+    """Return the numbers of the trials that have a note of ours; of a malformed list, those that can be read."""
+    stored = get_study_system_attr(study, NOTED_KEY, default=[])
+    numbers = stored if isinstance(stored, list) else []
+    readable = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < n_trials]
+    if readable != stored:
+        warnings.warn(
+            f"The system attribute {NOTED_KEY!r} of study {study.study_name!r} is not a list of trial numbers. Notes of "
+            "an earlier publication may remain on trials that are no longer among the best.",
+            stacklevel=2,
+        )
+    return readable
 
 
 def _with_note(study: Study, trial: FrozenTrial) -> SimpleNamespace:

@@ -184,7 +184,7 @@ def test_who_publishes_holds_the_lease_meanwhile(monkeypatch):
         return {}
 
     monkeypatch.setattr(_publish, "_figures", figures_while_another_asks)
-    monkeypatch.setattr(_lease, "_LASTS", math.inf)
+    monkeypatch.setattr(_lease, "_LASTS", 1e6)
     study = studies.four_objectives(n=10)
     publish(study)
     DashboardCallback(every=1)(study, study.trials[0])
@@ -228,6 +228,63 @@ def test_the_lease_of_a_dead_worker_ends(monkeypatch):
     assert clock.now >= _lease._LASTS
 
 
+@pytest.mark.parametrize(
+    "lease",
+    [
+        {"owner": "other", "until": 1e12},
+        {"owner": "other", "until": "soon"},
+        {"owner": "other", "until": None},
+        {"owner": 3, "until": 30.0},
+        {"until": 30.0},
+        {},
+        "other",
+        [1],
+        7,
+    ],
+)
+def test_a_malformed_lease_is_no_lease(monkeypatch, lease):
+    study = optuna.create_study()
+    clock = Clock()
+    monkeypatch.setattr(_lease, "time", clock)
+    _lease._write(study, lease)
+    with _lease.publishing(study, wait=False) as held:
+        assert held
+    assert clock.now < 1.0
+
+
+def test_a_lease_in_the_future_is_waited_for_within_bounds(monkeypatch):
+    study = optuna.create_study()
+    clock = Clock()
+    monkeypatch.setattr(_lease, "time", clock)
+    _lease._write(study, {"owner": "other", "until": 90.0})  # of a machine whose clock is ahead by half a minute
+    with _lease.publishing(study, wait=True) as held:
+        assert held
+    assert 90.0 <= clock.now < 95.0
+
+
+@pytest.mark.parametrize("noted", [7, "all", {"0": 1}, [None, True, "1", 2.5, -1, 10**6, 3], None])
+def test_a_malformed_list_of_notes(noted):
+    study = studies.four_objectives(n=10)
+    publish(study, n_best=10)
+    study._storage.set_study_system_attr(study._study_id, _publish.NOTED_KEY, noted)
+    with pytest.warns(UserWarning, match="not a list of trial numbers"):
+        publish(study, n_best=1)
+    best = az.best_trials(study, 1)[0].number
+    assert note_of(study, best)
+    assert (note_of(study, 3) == "") == (isinstance(noted, list) and best != 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        publish(study, n_best=1)
+
+
+@pytest.mark.parametrize("budget", ["450M", [1], -1, 0, math.inf, True, {}])
+def test_a_malformed_budget_of_the_study_is_not_drawn(budget):
+    study = studies.four_objectives(n=10)
+    study.set_user_attr("aznas:budget", budget)
+    publish(study)
+    assert not figures(study)["aznas-complexity"]["layout"].get("shapes")
+
+
 def test_publishing_waits_for_another_worker_to_finish(monkeypatch):
     study = optuna.create_study()
     clock = Clock()
@@ -241,7 +298,7 @@ def test_publishing_waits_for_another_worker_to_finish(monkeypatch):
 
 def test_of_two_workers_that_ask_at_once_the_last_to_write_has_the_lease(monkeypatch):
     study = optuna.create_study()
-    other = {"owner": "other", "until": math.inf}
+    other = {"owner": "other", "until": 30.0}
     monkeypatch.setattr(_lease, "time", Clock(during_sleep=lambda: _lease._write(study, other)))
     assert not _lease._try_to_take(study, "first")
     assert _lease._owner(study) == "other"
