@@ -13,6 +13,8 @@ proxy without any correlation, so that chance does not decide in a small study.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
@@ -66,3 +68,25 @@ def weights_of_ranks(ranks: _Floats) -> _Floats:
             break
         weights = moved
     return np.round(weights, 2)  # moving half way each time leaves a rest of 0.001
+
+
+def describe_weights(names: Sequence[str], weights: npt.ArrayLike) -> str:
+    """Say in words which proxies count less than others, and why; an empty string if none does.
+
+    Args:
+        names: The proxies.
+        weights: Their consensus weights, shape (m,).
+
+    Example:
+        >>> describe_weights(["expressivity", "isometry"], [1.0, 0.4])
+        'isometry counts 40%, as it ranks these networks against the other proxies'
+    """
+    reduced = [
+        f"{name} counts {weight:.0%}" if weight > 0 else f"{name} is not counted"
+        for name, weight in zip(names, np.asarray(weights, dtype=np.float64), strict=True)
+        if weight < 1
+    ]
+    if not reduced:
+        return ""
+    verb = "as it ranks" if len(reduced) == 1 else "as they rank"
+    return f"{', '.join(reduced)}, {verb} these networks against the other proxies"

@@ -134,7 +134,8 @@ class BlockObserver:
                     f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
                     "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
                 ) from None
-            reduction = self._reduce_same_shape if g.shape == v.shape else self._reduce_products
+            same_shape = g.shape == v.shape and rows[0].shape == rows[1].shape
+            reduction = self._reduce_same_shape if same_shape else self._reduce_products
             self._decompositions.add(i, reduction, *rows)
         self._decompositions.reduce_if_due(feature.device)
 

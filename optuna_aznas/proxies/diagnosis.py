@@ -12,7 +12,7 @@ from torch import nn
 from optuna_aznas._text import for_terminal, text_table
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from optuna_aznas.proxies.evaluator import ProxyEvaluator
-from optuna_aznas.proxies.scores import BlockScores, ProxyScores
+from optuna_aznas.proxies.scores import BlockScores, ProxyScores, channels_of
 
 #: Trainability below which gradients die or explode in a block: t = 2 - sigma - 1/sigma at sigma = 0.5 or 2. Ten such
 #: blocks in a row make a factor of a thousand. In networks that train well sigma is 1.1 to 1.5 in a residual block,
@@ -224,11 +224,6 @@ def _cost_finding(block: BlockScores, share: float, n_blocks: int) -> str | None
 def is_identity(block: BlockScores) -> bool:
     """Whether a block returns its input: it has a finite sigma, but no finite trainability."""
     return math.isfinite(block.spectral_norm) and not math.isfinite(block.trainability)
-
-
-def channels_of(shape: tuple[int, ...]) -> int:
-    """Channels of a feature of this shape, without batch dimension; vectors and tokens have them last."""
-    return shape[0] if len(shape) > 2 else shape[-1]
 
 
 def _model_findings(blocks: Sequence[BlockDiagnosis], values: dict[str, float]) -> list[str]:

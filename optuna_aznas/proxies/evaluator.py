@@ -58,7 +58,7 @@ class ProxyEvaluator:
     the same scores, whatever was evaluated before.
 
     A convolutional network runs in train mode with Kaiming-normal weights; a transformer (attention and layer
-    normalisation) in eval mode with truncated-normal ones. In a transformer whose features all have one shape
+    normalisation) in eval mode with truncated-normal ones. In a transformer whose features all have one width
     progressivity and entropy retention are not used, as nothing grows there, and neither are trainability, isometry and
     Jacobian rank by least squares, which only tell the width (see the documentation): they are 0, hence a tie for all,
     and are still measured block by block.

@@ -41,7 +41,7 @@ def _mean(blocks: Sequence[BlockScores], values: Sequence[float]) -> float:
 
 
 def _tells_only_width(seen: FeaturePass) -> bool:
-    """Whether all of a transformer's features have one shape: least squares then measures little but the width."""
+    """Whether all of a transformer's features have one width: least squares then measures little but the width."""
     return seen.isotropic and seen.context.jacobian == "least-squares"
 
 

@@ -41,6 +41,11 @@ class BlockScores:
     jacobian_rank: float
 
 
+def channels_of(shape: tuple[int, ...]) -> int:
+    """Return the channels of a feature of this shape, without batch dimension; vectors and tokens have them last."""
+    return shape[0] if len(shape) > 2 else shape[-1]
+
+
 class ProxyScores(tuple[float, ...]):
     """The proxy scores of a model: a tuple of floats, which Optuna takes as objective values.
 

@@ -174,3 +174,25 @@ def test_default_needs_one_pass():
     scores = ProxyEvaluator((3, 8, 8), device="cpu")(linear_blocks([np.eye(4, 3), np.eye(4), np.eye(4)]))
     assert scores.names == DEFAULT
     assert all(math.isfinite(value) for value in scores)
+
+
+class ViTLike(nn.Module):
+    """A plain vision transformer that adds its class token behind the patch embedding, as timm's do."""
+
+    def __init__(self, depth: int = 2, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.Flatten(2))
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        layers = [nn.TransformerEncoderLayer(width, 2, 32, batch_first=True, norm_first=True) for _ in range(depth)]
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.embed(x).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        return self.head(self.blocks(x)[:, 0])
+
+
+def test_a_class_token_does_not_hide_that_all_features_have_one_width():
+    names = ["progressivity", "entropy_retention", "trainability", "isometry", "jacobian_rank"]
+    assert tuple(ProxyEvaluator((3, 16, 16), device="cpu", proxies=names)(ViTLike())) == (0.0,) * 5
