@@ -25,7 +25,7 @@ def failure_of_environment(error: BaseException) -> str | None:
     """Return what failed outside of this program: a disk, a file, a server; ``None`` for any other error.
 
     Args:
-        error: The error. The errors that it was raised from are looked at, too, and the first of them is reported.
+        error: The error. The errors from which it was raised count, too; the original one is reported.
     """
     reasons = [reason for each in _chain(error) if (reason := _reason(each)) is not None]
     return reasons[-1] if reasons else None
@@ -34,8 +34,11 @@ def failure_of_environment(error: BaseException) -> str | None:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        original = getattr(error, "orig", None)  # of SQLAlchemy: the driver's error
-        error = original if isinstance(original, BaseException) else error.__cause__
+        driver_error = getattr(error, "orig", None)  # of SQLAlchemy
+        if isinstance(driver_error, BaseException):
+            error = driver_error
+        else:  # Optuna raises an AssertionError while it handles a storage's error, so the context counts, too
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _reason(error: BaseException) -> str | None:

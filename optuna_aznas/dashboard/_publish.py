@@ -175,8 +175,8 @@ def _noted(study: Study, n_trials: int) -> list[int]:
     readable = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < n_trials]
     if readable != stored:
         warnings.warn(
-            f"The system attribute {NOTED_KEY!r} of study {study.study_name!r} is not a list of trial numbers. Notes of "
-            "an earlier publication may remain on trials that are no longer among the best.",
+            f"The system attribute {NOTED_KEY!r} of study {study.study_name!r} is not a list of trial numbers. Notes "
+            "of an earlier publication may remain on trials that are no longer among the best.",
             stacklevel=2,
         )
     return readable

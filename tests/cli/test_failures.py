@@ -24,10 +24,16 @@ from torch import nn
 
 print("imported")
 
+def layers():
+    return [
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+    ]
+
 def build(trial):
     print("building")
     trial.suggest_int("width", 1, 10**6)
-    return Chatty(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return Chatty(*layers(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 class Chatty(nn.Sequential):
     def forward(self, x):
@@ -36,7 +42,7 @@ class Chatty(nn.Sequential):
 
 def make():
     print("making")
-    return Chatty(nn.Conv2d(3, 4, 3), nn.ReLU())
+    return Chatty(*layers(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 def pruned(trial):
     network = build(trial)
