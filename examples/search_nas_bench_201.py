@@ -40,7 +40,7 @@ def search(study: optuna.Study, seconds: float | None, trials: int | None, devic
 
 
 def report(study: optuna.Study, storage: str) -> None:
-    """Print the leaderboard with true accuracies, and how far the aggregated rank agrees with them."""
+    """Print the leaderboard with true accuracies, and how far the rank score agrees with them."""
     results = {dataset: load_results(dataset) for dataset in DATASETS}
     everyone = {dataset: np.array([r.accuracy for r in results[dataset].values()]) for dataset in DATASETS}
 
@@ -48,7 +48,7 @@ def report(study: optuna.Study, storage: str) -> None:
         return int((everyone[dataset] > accuracy).sum()) + 1
 
     board = az.leaderboard(study, n=5)
-    print(f"\nThe best of {len(az.rank_scores(study))} networks by aggregated rank S, none of them trained, and their")
+    print(f"\nThe best of {len(az.rank_scores(study))} networks by rank score S, none of them trained, and their")
     print("true accuracy in percent with its place among all 15,625 (ImageNet is ImageNet16-120):\n")
     print(
         f"{'':>2}  {'trial':>5}  {'S':>6}" + "".join(f"  {name:>16}" for name in ("CIFAR-10", "CIFAR-100", "ImageNet"))

@@ -18,7 +18,7 @@ _EXAMPLES = """\
 def add_to(commands: Any) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "top", run, summary="print the best networks of a study by aggregated rank", examples=_EXAMPLES
+        commands, "top", run, summary="print the best networks of a study by rank score", examples=_EXAMPLES
     )
     add_study_options(parser, "the study (default: the only one that the storage has)")
     add_output_options(parser)

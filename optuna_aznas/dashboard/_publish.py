@@ -90,7 +90,7 @@ def publish_now(
     for name, figure in figures.items():
         library.save_plotly_graph_object(study, figure, graph_object_id=_PREFIX + name)
     board, scored = leaderboard(study, n_best), ScoredTrials.of(study)
-    _update_note(study, study_note(study, board, len(scored)))
+    _update_note(study, study_note(study, board, scored))
     rows = {trial.number: row for row, trial in enumerate(scored.trials)}
     direction = study.directions[0] if has_trained_values(study) else None
     notes = {

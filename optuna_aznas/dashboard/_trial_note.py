@@ -1,4 +1,4 @@
-"""The note on one of the best trials: what its scores are made of, and what stands out."""
+"""The note on one of the best trials: its proxy scores, what they contribute to S, and what stands out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from optuna_aznas.dashboard._markdown import table
 from optuna_aznas.study.attributes import architecture_names
 from optuna_aznas.visualization._scored import ScoredTrials
 
-#: A proxy that makes up this share of what S falls short of 0 is named as the weak point.
-_WEAK = 0.4
-
-#: Differences to the best trial that are listed.
-_MOST_DIFFERENCES = 4
+_WEAK = 0.4  # share of S from which a proxy is named as the weak point
+_MOST_DIFFERENCES = 4  # most differences from the best trial that are listed one by one
 
 
 def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction: StudyDirection | None) -> str:
@@ -27,10 +24,10 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
         row: The trial's position among them.
         place: Its place on the leaderboard, from 1.
         best: The position of the trial in the first place.
-        direction: The direction of the objective, where there is one that was trained.
+        direction: The direction of the objective; ``None`` if no trained values are recorded.
     """
     n, ranks = len(scored), scored.ranks[row]
-    parts = np.log(ranks / n)
+    parts = scored.weights * np.log(ranks / n) + 0.0  # the sum turns -0 into 0
     rows = [
         [for_markdown(name), number(score), f"{rank:,.10g} of {n:,}", f"{part:.3f}".replace("-", "−")]
         for name, score, rank, part in zip(scored.names, scored.proxy_scores[row], ranks, parts, strict=True)
@@ -40,8 +37,8 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
         findings += _trained(scored, row, direction)
     return "\n\n".join(
         [
-            f"### Place {place} of {n:,} by aggregated rank: S = {scored.rank_scores[row]:.3f}".replace("-", "−"),
-            table(["proxy", "score", "rank", "log(rank / n)"], rows, words=0),
+            f"### Place {place} of {n:,} by rank score: S = {scored.rank_scores[row]:.3f}".replace("-", "−"),
+            table(["proxy", "score", "rank", "part of S"], rows, words=0),
             "\n".join(f"- {finding}" for finding in findings),
         ]
     )

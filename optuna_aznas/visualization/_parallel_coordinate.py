@@ -1,4 +1,4 @@
-"""The ranks of the trials under each proxy, as parallel coordinates."""
+"""plot_parallel_coordinate: the ranks of the trials under each proxy."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TITLE = "Ranks under each proxy"
 
 
 def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
-    """Plot each trial's rank under each proxy as a line, coloured by the aggregated rank S.
+    """Plot each trial's rank under each proxy as a line, coloured by the rank score S.
 
-    The best of n trials has rank n, at the top. A trial with a high S has no low rank anywhere: that is what the
-    logarithm in S asks for. Draw a range on an axis to pick out lines.
+    The best of n trials has rank n, at the top. A trial with a high S has no low rank under any proxy, because S is a
+    sum of logarithms. Draw a range on an axis to select lines.
 
     Args:
         study: The study.
-        max_lines: How many trials are drawn, at least 2: half of them the best, and evenly some of the others. Ranks
-            are among all.
+        max_lines: Number of trials drawn, at least 2: half of them the best, the rest sampled evenly from the others.
+            Ranks are those among all trials.
 
     Returns:
         The figure.

@@ -1,4 +1,4 @@
-"""The proxies pairwise, with their rank correlation."""
+"""plot_proxy_pairs: each pair of proxies, with its rank correlation."""
 
 from __future__ import annotations
 
@@ -31,32 +31,29 @@ _Floats = npt.NDArray[np.float64]
 
 TITLE = "Proxies pairwise"
 
-#: With more proxies than this the panels would be too small to read, and only the correlations are shown.
-_MOST_PANELS = 5
-
-#: Gap between two panels, as a share of the figure.
-_GAP = 0.025
+_MOST_PANELS = 5  # proxies beyond which only the correlations are shown, as panels would be too small to read
+_GAP = 0.025  # between two panels, as a share of the figure
 
 
 def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_points: int = 4000) -> Figure:
     """Plot each proxy against each other, with Spearman's rank correlation over all scored trials.
 
-    Proxies that agree add little to each other; a negative correlation is a trade-off that the aggregated rank has to
-    strike. The points are coloured by S. Scores far below the others, and ``-inf``, are drawn in grey on the border.
+    Two proxies with a high correlation tell almost the same; with a negative correlation no network is the best under
+    both. The points are coloured by S. Outliers and ``-inf`` are drawn in grey on the border.
 
     Args:
         study: The study.
-        proxies: Names of the proxies to show, two or more; by default all. More than five are shown as a table of
-            correlations, without points.
-        max_points: How many points are drawn in all panels together, at least 1: half of them the best trials, and
-            evenly some of the others.
+        proxies: Names of the proxies to show, two or more; by default all. For more than five, the figure is a table of
+            correlations without points.
+        max_points: Number of points in all panels together, at least 1: half of them the best trials, the rest sampled
+            evenly from the others.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: ``proxies`` names one that the study does not have, or fewer than two; or ``max_points`` is out of
-            range.
+        ValueError: The study lacks one of ``proxies``; ``proxies`` has fewer than two names; or ``max_points`` is out
+            of range.
         ImportError: Plotly is not installed.
     """
     check_count("max_points", max_points)
@@ -79,7 +76,7 @@ def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_
 def rank_correlation(table: _Floats) -> _Floats:
     """Return Spearman's rank correlation of the columns of a table (n, m), shape (m, m).
 
-    NaN where a column is constant. ``-inf`` is a value like others: the lowest.
+    NaN for a constant column. ``-inf`` is the lowest value.
     """
     ranks = rankdata(table, axis=0)
     centred = ranks - ranks.mean(axis=0)

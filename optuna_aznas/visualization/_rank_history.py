@@ -1,4 +1,4 @@
-"""The history of a search: the aggregated rank of each trial, and the best so far."""
+"""plot_rank_history: the rank score of each trial by number, and the best so far."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TITLE = "Search history"
 
 
 def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
-    """Plot the aggregated rank S of all scored trials by number, and the best so far.
+    """Plot the rank score S of all scored trials by number, and the best so far.
 
-    S is a rank among all scored trials of the study, so it is taken at one moment, now. Completed, pruned, failed
-    and infeasible trials are told apart; the best so far is that of completed, feasible ones.
+    S compares all trials that are in the study now, so later trials change the S of earlier ones. Completed, pruned,
+    failed and infeasible trials have markers of their own. The best so far is that of completed and feasible trials.
 
     Args:
         study: The study.
-        max_points: How many trials are drawn one by one, at least 1: the best; the others appear as a density.
+        max_points: Number of trials drawn as points, at least 1. The best are; the others are drawn as a density.
 
     Returns:
-        The figure. Outliers far below do not stretch its vertical axis; a double click shows them.
+        The figure. The vertical axis does not extend to low outliers; a double click shows them.
 
     Raises:
         ValueError: ``max_points`` is out of range.
@@ -69,6 +69,6 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
             hovertemplate="trial %{x}<br>S = %{y:.3f}<extra>best so far</extra>",
         )
     figure.update_layout(
-        xaxis=axis(title_text="trial"), yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds))
+        xaxis=axis(title_text="trial"), yaxis=axis(title_text="rank score S (0 is best)", range=list(bounds))
     )
     return figure

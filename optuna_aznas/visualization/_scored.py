@@ -12,6 +12,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import rankdata
 
+from optuna_aznas.aggregation import consensus_weights
 from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.visualization._plotly import counted
 
@@ -89,6 +90,11 @@ class ScoredTrials:
     def ranks(self) -> _Floats:
         """The ascending ranks under each proxy, shape (n, m): the best has n, ties share their average."""
         return rankdata(self.proxy_scores, axis=0)
+
+    @property
+    def weights(self) -> _Floats:
+        """The weights of the proxies in S, shape (m,). See :func:`~optuna_aznas.aggregation.consensus_weights`."""
+        return consensus_weights(self.proxy_scores)
 
     @property
     def complete(self) -> npt.NDArray[np.bool_]:

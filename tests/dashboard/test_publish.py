@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -65,7 +66,7 @@ def test_publishing(storage):
     assert "<img" not in note.replace("\\<img", "")
     for entry in board:
         own = note_of(study, entry.number)
-        assert f"Place {entry.place} of 24 by aggregated rank: S = −{abs(entry.rank_score):.3f}" in own
+        assert f"Place {entry.place} of 24 by rank score: S = −{abs(entry.rank_score):.3f}" in own
         for name in study.metric_names:
             assert name in own
     assert sum(bool(note_of(study, trial.number)) for trial in study.trials) == 3
@@ -81,7 +82,7 @@ def test_publishing_again_replaces(storage):
     best = [entry.number for entry in az.leaderboard(study, 4)]
     assert not before <= set(best)
     assert len(figures(study)) == 4
-    assert note_of(study).count("the best by aggregated rank") == 1
+    assert note_of(study).count("the best by rank score") == 1
     noted = {trial.number for trial in study.trials if note_of(study, trial.number)}
     assert noted == set(best)
 
@@ -96,7 +97,7 @@ def test_notes_of_the_user_stay(storage):
     publish(study, n_best=2)
     publish(study, n_best=2)
     assert note_of(study).startswith("# My study\n\nDo not lose this.")
-    assert note_of(study).count("the best by aggregated rank") == 1
+    assert note_of(study).count("the best by rank score") == 1
     assert note_of(study, other) == f"my thoughts on {other}"
     assert note_of(study, best[0]).startswith(f"my thoughts on {best[0]}\n")
     # What falls off the leaderboard loses our part, and keeps the user's.
@@ -118,6 +119,27 @@ def test_a_study_with_trainings():
     place = values.index(board[0].values[0]) + 1
     assert f"place {place} of {len(values)} trained trials" in note_of(study, board[0].number)
     assert r"\<i\>own\<\/i\>" in note_of(study)
+
+
+def test_the_parts_of_a_rank_score_add_up_to_it():
+    study = az.create_study(study_name="s", proxies=["a", "b", "c"])
+    for i in range(40):
+        study.add_trial(
+            create_trial(values=[float(i), i + 5.0 * (i % 3), -float(i)])
+        )  # the third contradicts the others
+    publish(study, n_best=5)
+    assert "The weights are 1, except: c is not counted" in note_of(study)
+    for entry in az.leaderboard(study, 5):
+        rows = [line for line in note_of(study, entry.number).splitlines() if re.match(r"\| [abc] \|", line)]
+        parts = [float(row.split("|")[4].replace("−", "-")) for row in rows]
+        assert len(parts) == 3
+        assert sum(parts) == pytest.approx(entry.rank_score, abs=0.002)
+
+
+def test_all_weights_are_one():
+    study = studies.four_objectives(n=5)
+    publish(study)
+    assert "All weights are 1." in note_of(study)
 
 
 def test_what_stands_out():
