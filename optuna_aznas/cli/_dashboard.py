@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
     add_study_options(parser, "the study to publish (default: every one that has scored trials)")
     parser.add_argument("-n", type=count, default=10, metavar="N", help="rows of the leaderboard (default: 10)")
     parser.add_argument(
-        "--budget", type=budget, metavar="MACS", help="draw a line at so many multiply-accumulates, such as 450M"
+        "--budget", type=budget, metavar="MACS", help="draw a line at this number of multiply-accumulates, such as 450M"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port, default=8080, help="default: %(default)s")

@@ -1,4 +1,4 @@
-"""``optuna-aznas score``: one model block by block."""
+"""``optuna-aznas score``: scores one model and diagnoses it block by block."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ A space of your own is a function that takes an Optuna trial and returns a torch
       ...
       return torch.nn.Sequential(...)
 
-The same command again goes on with the study. So does a second one at the same time, on this machine or another:
-start as many as you like on one storage. After Ctrl-C what was found so far is printed, and nothing is lost."""
+The same command continues the study. Several commands may run on one storage at the same time, on this machine or
+others. After Ctrl-C, the best networks so far are printed; nothing is lost."""
 
 
 def add_to(commands: Any) -> None:
@@ -46,14 +46,17 @@ def add_to(commands: Any) -> None:
     parser.add_argument("space", help="a built-in space, or module:function")
     add_study_options(parser, "the study (default: the name of the space)")
     parser.add_argument(
-        "--trials", type=count, metavar="N", help="networks to score now (default: 300, or by --timeout)"
+        "--trials", type=count, metavar="N", help="number of networks to score now (default: 300, or until --timeout)"
     )
-    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to search: seconds, or 15m, 2h")
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="time to search: seconds, or 15m, 2h")
     parser.add_argument(
-        "--budget", type=budget, metavar="MACS", help="the most multiply-accumulates a network may take, such as 450M"
+        "--budget", type=budget, metavar="MACS", help="most multiply-accumulates that a network may have, such as 450M"
     )
     parser.add_argument(
-        "--proxies", type=names, metavar="NAME,...", help="the proxies to rank by (default: AZ-NAS's four)"
+        "--proxies",
+        type=names,
+        metavar="NAME,...",
+        help="proxies to rank by (default: six that one forward and backward pass gives)",
     )
     add_evaluator_options(parser)
     parser.add_argument("--seed", type=seed, metavar="N", help="seed of the sampler")

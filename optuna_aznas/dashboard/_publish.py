@@ -1,4 +1,4 @@
-"""Write a study's figures, leaderboard and notes to where optuna-dashboard reads them."""
+"""publish: stores a study's figures, leaderboard and notes in the study, where optuna-dashboard reads them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optuna_aznas.visualization._plotly import Figure, graph_objects
 from optuna_aznas.visualization._rank_against_value import has_trained_values
 from optuna_aznas.visualization._scored import ScoredTrials
 
-#: System attribute of the study: numbers of the trials that have a note of ours.
+#: System attribute of the study: numbers of the trials whose notes have a part that this module wrote.
 NOTED_KEY = "aznas:noted"
 
 #: Prefix of the figures' ids.
@@ -38,25 +38,29 @@ def publish(
 ) -> tuple[str, ...]:
     """Publish a study's figures, leaderboard and notes to optuna-dashboard.
 
-    Whoever opens the study in optuna-dashboard then sees, below its own plots, those of
-    :mod:`optuna_aznas.visualization` that the study has data for; as the study's note a leaderboard with what the
-    numbers mean; and on each of the best trials a note with what its scores are made of and what stands out.
+    In optuna-dashboard the study then has:
 
-    Publishing again replaces what was published. Notes of your own are kept: of a note only the part between our marks
-    is ours, and if you edit that, it is yours. It is safe while other workers run or publish.
+    * below optuna-dashboard's own plots, the figures of :mod:`optuna_aznas.visualization` for which it has data;
+    * a note with the leaderboard and an explanation of its numbers;
+    * on each of the best trials a note with its proxy scores, their parts of S, and what stands out.
+
+    Publishing again replaces all of them. Your own notes are kept: this function changes only the part of a note
+    between its marks, and no longer changes that part once you have edited it. Other workers may run or publish
+    meanwhile.
 
     Args:
         study: The study, in any storage.
         n_best: Rows of the leaderboard, and trials with a note, at least 1.
-        metric_names: What the objectives are called, where the study has no names for them yet. By default
-            proxies' names, where every completed trial returned the scores that it recorded.
-        budget: Draws a line in the figure of complexity, in multiply-accumulates.
+        metric_names: Names of the objectives, for a study without metric names. By default the proxies' names, if the
+            objective values of every completed trial are its recorded proxy scores.
+        budget: Budget in multiply-accumulates, drawn as a line in the figure of complexity. By default that of the
+            command ``optuna-aznas search --budget``, if any.
 
     Returns:
         The ids of the figures.
 
     Raises:
-        ValueError: An argument is out of range, or ``metric_names`` are not as many as objectives.
+        ValueError: An argument is out of range, or the number of ``metric_names`` is not that of the objectives.
         ImportError: optuna-dashboard or plotly is not installed.
 
     Example:
@@ -106,8 +110,8 @@ def _figures(study: Study, budget: float | None) -> dict[str, Figure]:
     """Return the figures that the study has data for."""
     if budget is None:
         stored = study.user_attrs.get(BUDGET_KEY)
-        is_number = isinstance(stored, int | float) and not isinstance(stored, bool)
-        budget = stored if is_number and 0 < stored < math.inf else None
+        if isinstance(stored, int | float) and not isinstance(stored, bool) and 0 < stored < math.inf:
+            budget = float(stored)
     scored = ScoredTrials.of(study)
     figures = {"history": visualization.plot_rank_history(study)}
     if len(scored.names) > 1:

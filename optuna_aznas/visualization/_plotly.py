@@ -1,4 +1,4 @@
-"""Plotly, loaded when it is needed, and what all figures share: their look, and text that plotly cannot misread."""
+"""Imports plotly when it is needed; colours, axes, titles and number types that all figures share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 Figure: TypeAlias = "go.Figure"
 
-#: Colours that keep apart for the colour-blind (Okabe and Ito).
+#: Colours that colour-blind people can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#9a9a9a"
 
-#: Light to dark, for S: the best stand out on white.
+#: Colours for S, from light to dark: the best trials are dark on a white background.
 COLORSCALE = "Viridis_r"
 
-#: Characters of remarks on one line, at the width that optuna-dashboard gives a figure.
-_LINE = 78
+_LINE = 78  # characters of remarks on one line, at the width that optuna-dashboard gives a figure
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#333333"}
 _AXIS = {"gridcolor": "#e8e8e8", "linecolor": "#bbbbbb", "zeroline": False, "automargin": True}
@@ -52,8 +51,8 @@ def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
     """Return an empty figure in the package's look.
 
     Args:
-        title: Plotly text; what a user has written must have been through :func:`~optuna_aznas._text.for_plotly`.
-        remarks: The same, for smaller lines below; empty ones are left out.
+        title: Plotly text. Text of a user must be escaped first, by :func:`~optuna_aznas._text.for_plotly`.
+        remarks: Plotly text for smaller lines below the title; empty remarks are left out.
     """
     lines: list[str] = []
     for remark in filter(None, remarks):
@@ -91,7 +90,7 @@ def axis(**properties: Any) -> dict[str, Any]:
 
 
 def empty_figure(title: str, message: str) -> Figure:
-    """Return a figure that says why there is nothing to see."""
+    """Return a figure that shows a message instead of data."""
     figure = new_figure(title)
     figure.update_layout(
         xaxis={"visible": False},
@@ -102,9 +101,9 @@ def empty_figure(title: str, message: str) -> Figure:
 
 
 def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Return numbers in the smallest type that shows them: figures are stored in a database and sent to a browser.
+    """Return numbers in a small type, as figures are stored in a database and sent to a browser.
 
-    Whole numbers stay exact; others are rounded to seven digits.
+    Integers stay exact; floats are rounded to seven digits.
     """
     array = np.asarray(values)
     if array.dtype.kind in "iu":
@@ -116,7 +115,7 @@ def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return an axis range that outliers do not stretch.
+    """Return an axis range without outliers.
 
     An outlier lies more than three times the distance between the quartiles beyond them ("far out", Tukey).
 

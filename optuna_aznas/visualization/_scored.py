@@ -109,14 +109,14 @@ class ScoredTrials:
 
 
 def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
-    """Choose the points to draw: the best half of ``limit``, and an even sample of the others.
+    """Choose the points to draw: half of ``limit`` are the best points, the rest an even sample of the others.
 
     Args:
         order_by: The value to rank by, shape (n,), bigger is better.
-        limit: Number of points to choose, at least 2. All are chosen if there are no more.
+        limit: Number of points to choose, at least 2. If there are no more, all are chosen.
 
     Returns:
-        Positions, ascending by ``order_by``, so that the best are drawn last and lie on top.
+        Positions in ascending order of ``order_by``, so that the best points are drawn last, on top of the others.
     """
     order = np.argsort(order_by, kind="stable")
     if len(order) <= limit:
@@ -128,8 +128,8 @@ def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
 
 
 def drawn_remark(n_drawn: int, n: int) -> str:
-    """Return a remark for a title that says how :func:`best_and_some` chose, or nothing where all are drawn."""
-    return f"{n_drawn:,} drawn: the best and evenly some of the others" if n_drawn < n else ""
+    """Return a remark for a title on the choice of :func:`best_and_some`; an empty string if all are drawn."""
+    return f"{n_drawn:,} drawn: the best, and a sample of the others" if n_drawn < n else ""
 
 
 def _state(trial: FrozenTrial, feasible: bool) -> str:
