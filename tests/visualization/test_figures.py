@@ -19,6 +19,8 @@ from tests import reference, studies
 
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
 
+AZNAS = ["expressivity", "progressivity", "trainability", "complexity"]
+
 OF_A_STUDY = [
     visualization.plot_rank_history,
     visualization.plot_proxy_pairs,
@@ -224,14 +226,14 @@ def test_nothing_to_show_yet(plot, caplog):
 
 @pytest.mark.parametrize("plot", OF_A_STUDY)
 def test_one_trial(plot):
-    study = az.create_study()
+    study = az.create_study(proxies=AZNAS)
     study.add_trial(create_trial(values=[1.0, 2.0, -math.inf, 4.0]))
     text = json.dumps(everything_in(plot(study)), allow_nan=False)
     assert "Infinity" not in text
 
 
 def test_nothing_but_dead_networks():
-    study = az.create_study()
+    study = az.create_study(proxies=AZNAS)
     study.add_trials([create_trial(values=[-math.inf] * 4) for _ in range(5)])
     for plot in OF_A_STUDY:
         json.dumps(everything_in(plot(study)), allow_nan=False)
