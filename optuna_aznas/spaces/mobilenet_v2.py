@@ -1,8 +1,8 @@
 """A space of inverted bottlenecks: MobileNetV2 (Sandler et al., CVPR 2018) with free depths, widths and kernels.
 
-Zen-NAS (Lin et al., ICCV 2021), ZiCo (Li et al., ICLR 2023) and AZ-NAS search such spaces under a budget of
-multiply-accumulates, with a kernel of 3, 5 or 7 and an expansion of 1, 2, 4 or 6 for each stage. The ranges of depth and
-width are this project's: around those of MobileNetV2, so that they cover budgets from 100 M to 1,000 M.
+Zen-NAS (Lin et al., ICCV 2021), ZiCo (Li et al., ICLR 2023) and AZ-NAS search such spaces under a budget of multiply-
+accumulates, with a kernel of 3, 5 or 7 and an expansion of 1, 2, 4 or 6 for each stage. The ranges of depth and width
+are this project's: around those of MobileNetV2, so that they cover budgets from 100 M to 1,000 M.
 """
 
 from __future__ import annotations
