@@ -51,7 +51,7 @@ docs: $(VENV)/.installed-dev
 bench: bench-ranking bench-speed bench-search bench-overhead bench-digits bench-learned bench-trainings
 
 bench-ranking: env
-	$(BIN)/python -m benchmarks.ranking
+	$(BIN)/python -m benchmarks.gauntlet --workers 2
 
 bench-search: env
 	$(BIN)/python -m benchmarks.search

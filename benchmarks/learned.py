@@ -34,7 +34,7 @@ import numpy.typing as npt
 from optuna.distributions import CategoricalDistribution
 from scipy.stats import kendalltau, rankdata
 
-from benchmarks.ranking import DATA, load_scores, macs
+from benchmarks.shared_data import DATA, load_scores, macs
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_arch
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results

@@ -22,7 +22,7 @@ import optuna
 from scipy.stats import rankdata
 
 import optuna_aznas as az
-from benchmarks.ranking import DATA, PROXIES, load_scores, macs
+from benchmarks.shared_data import DATA, PROXIES, load_scores, macs
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_params, to_arch
 
 CHECKPOINTS = (100, 300, 1000)

@@ -28,7 +28,7 @@ from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from benchmarks.ranking import DATA, TABLES, load_scores
+from benchmarks.shared_data import DATA, TABLES, load_scores
 from optuna_aznas import ProxyEvaluator
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201 import Network, all_architectures, from_arch, to_arch

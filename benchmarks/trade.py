@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from benchmarks.ranking import DATA
+from benchmarks.shared_data import DATA
 from benchmarks.speed import architectures, describe_machine, score_arch, warm_pool
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.spaces.nas_bench_201_results import load_results

@@ -36,7 +36,7 @@ import numpy as np
 import optuna
 
 import optuna_aznas as az
-from benchmarks.ranking import DATA, PROXIES, load_scores, macs
+from benchmarks.shared_data import DATA, PROXIES, load_scores, macs
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_params, to_arch
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 

