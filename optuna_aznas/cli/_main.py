@@ -21,7 +21,7 @@ _DESCRIPTION = "Training-free architecture search for Optuna."
 
 _EPILOG = """\
 examples:
-  search a built-in space (run it again to go on), or your own: build(trial) returns a torch.nn.Module
+  search a built-in space, or your own (build(trial) returns a torch.nn.Module); run it again to continue
     optuna-aznas search nas_bench_201 --trials 300
     optuna-aznas search my_nets:build --input-shape 3,32,32
   print what was found

@@ -33,8 +33,7 @@ from optuna_aznas.study.history import StudyHistory
 #: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
 COMPLEXITY_KEY = "aznas:complexity"
 
-#: Number of networks in a row that may fail; then the search ends.
-_MOST_FAILURES = 5
+_MOST_FAILURES = 5  # networks in a row that fail before the search ends
 
 _Build = Callable[[Any], nn.Module]
 
@@ -105,10 +104,10 @@ def _prepare(
 
 
 def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
-    """Return a ``constraints_func``: networks above the budget are infeasible, hence neither parents nor printed.
+    """Return a ``constraints_func``: networks above the budget are infeasible, so they are no parents and not printed.
 
-    Where a space knows multiply-accumulates in closed form, candidates above are rejected before they are scored, too.
-    Elsewhere that would mean counting them, which for small networks takes as long as scoring.
+    In a space with a closed form of the multiply-accumulates, ``candidate_filter`` also rejects such candidates before
+    they are scored. In other spaces this would require counting, which for small networks takes as long as scoring.
     """
 
     def constraints(trial: FrozenTrial) -> Sequence[float]:
@@ -123,7 +122,7 @@ def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: An
 
 
 def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
-    """Return a built-in space, or the user's own."""
+    """Return the built-in space of this name, or the user's function ``module:function``."""
     built_in = az.spaces.BUILT_IN
     if name in built_in:
         return built_in[name], None
@@ -140,7 +139,7 @@ def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
 def _settings(
     options: argparse.Namespace, default_shape: tuple[int, ...] | None, stored: dict[str, Any] | None, name: str
 ) -> dict[str, Any]:
-    """Return how networks are scored: as the options say; else as in the study so far; else by default."""
+    """Return the settings of the evaluator: from the options, else from the study, else the defaults."""
     asked = {
         "space": options.space,
         "input_shape": options.input_shape,
@@ -158,7 +157,7 @@ def _settings(
     }
     if stored == {} and options.budget is not None:
         raise CommandError(
-            f"study {name!r} was not made by this command, so its networks keep to no budget. Choose another "
+            f"study {name!r} was not created by this command, so its networks have no budget. Choose another "
             "--study-name."
         )
     stored = {key: tuple(value) if isinstance(value, list) else value for key, value in (stored or {}).items()}
@@ -218,7 +217,7 @@ def _too_many_failures(last: Exception) -> CommandError:
 
 
 class _Run:
-    """One run of a search, with its progress bar."""
+    """One run of a search with its progress bar."""
 
     def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, options: argparse.Namespace) -> None:
         self._study, self._build, self._evaluator = study, build, evaluator
@@ -248,7 +247,9 @@ class _Run:
         finally:
             self._bar.close()
         if self._interrupted:
-            print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
+            print(
+                f"Interrupted after {self._finished} networks; the same command continues the search.", file=sys.stderr
+            )
             return 130
         if self._failures >= _MOST_FAILURES:
             assert self._error is not None
@@ -258,17 +259,17 @@ class _Run:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let the first Ctrl-C finish the network at hand, so that no trial is left running; a second stops at once."""
+        """The first Ctrl-C lets the present network finish, so that no trial stays running; the second stops at once."""
 
         def finish(number: int, frame: FrameType | None) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            # Not by print: it may just have been interrupted.
+            # print is not reentrant, and the signal may have interrupted it
             os.write(2, b"\nFinishing this network; Ctrl-C again to stop at once.\n")
 
         before = signal.getsignal(signal.SIGINT)
-        # Other threads may not set handlers; and where interrupts are ignored, as under nohup, they stay so.
+        # Only the main thread may set handlers. If interrupts are ignored, as under nohup, they stay ignored.
         if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
             yield
             return

@@ -165,7 +165,7 @@ def test_a_study_made_otherwise_has_no_budget(run, folder):
     study.optimize(lambda trial: (1.0, 1.0, 1.0, 1.0), n_trials=1)
     status, _, err = search(run, "--budget", "1M")
     assert status == 1
-    assert "was not made by this command" in err
+    assert "was not created by this command" in err
 
 
 def test_other_proxies(run, folder):
@@ -211,7 +211,7 @@ def test_interrupted(folder):
         finally:
             process.kill()
     assert process.returncode == 130, err
-    assert "the same command goes on" in err
+    assert "the same command continues the search" in err
     assert "Traceback" not in err
     assert out.startswith("place  trial")
     trials = study_of(folder, "announced").trials
