@@ -259,7 +259,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C lets the present network finish, so that no trial stays running; the second stops at once."""
+        """Let the first Ctrl-C finish the present network, so that no trial stays running; the second stops at once."""
 
         def finish(number: int, frame: FrameType | None) -> None:
             if self._interrupted:
