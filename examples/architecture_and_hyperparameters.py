@@ -2,8 +2,8 @@
 
     python examples/architecture_and_hyperparameters.py
 
-Each trial's network is scored untrained; three of four are pruned before their training costs anything. What is left is
-trained, the learning rate chosen by TPE, and stopped early by Hyperband when it does not keep up.
+Each trial's network is scored untrained. Three of four are pruned before they are trained. The others are trained with
+a learning rate from TPE, and Hyperband stops those that fall behind.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Ten
 
 
 class Layer(nn.Sequential):
-    """Convolution, normalisation, activation; with a shortcut where the width stays and one is wanted."""
+    """Convolution, normalisation, activation; with a shortcut if ``shortcut`` is set and the width does not change."""
 
     def __init__(self, channels_in: int, channels: int, kernel: int, activation: str, shortcut: bool) -> None:
         super().__init__(

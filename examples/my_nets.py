@@ -11,7 +11,7 @@ from torch import nn
 
 
 def block(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Module:
-    """Return a convolution with what belongs to it."""
+    """Return a convolution with batch normalisation and activation."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
 
@@ -20,7 +20,7 @@ def build(trial: optuna.trial.BaseTrial) -> nn.Module:
     """Suggest an architecture for images (3, H, W): one to three stages, each with its own width, kernel and depth."""
     channels = trial.suggest_int("stem", 8, 32, step=8)
     layers = [block(3, channels, 3, 1)]
-    for stage in range(trial.suggest_int("stages", 1, 3)):  # what follows depends on it: a conditional space
+    for stage in range(trial.suggest_int("stages", 1, 3)):  # the later parameters depend on it: a conditional space
         width = trial.suggest_int(f"width{stage}", 8, 64, step=8)
         kernel = trial.suggest_categorical(f"kernel{stage}", [1, 3, 5])
         for i in range(trial.suggest_int(f"depth{stage}", 1, 3)):

@@ -1,10 +1,10 @@
-"""Rank backbones for one's own data: their own weights, one's own batch, no training.
+"""Rank backbones for your own data, with their own weights and without training.
 
     python examples/rank_backbones.py
 
-Scored on scikit-learn's digits as the data, with the weights that each backbone has (``init=None``), and ranked by the
-aggregation of AZ-NAS. The backbones here are small and random; in their place put those that you could fine-tune, with
-their pretrained weights. With the transformers package installed, three of its models are ranked too.
+The data are scikit-learn's digits. Each backbone is scored with its own weights (``init=None``), and the backbones are
+ranked by their rank score. Those in this example are small and random; replace them by pretrained backbones that you
+consider for fine-tuning. If the transformers package is installed, three of its models are ranked, too.
 """
 
 from __future__ import annotations

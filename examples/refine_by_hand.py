@@ -1,9 +1,9 @@
-"""Refine a network by hand: look at it block by block, mend what stands out, look again.
+"""Refine a network by hand: diagnose it block by block, change the blocks with findings, diagnose it again.
 
     python examples/refine_by_hand.py
 
-The first network has a bottleneck that throws expressivity away, a large kernel behind which gradients die, and no
-shortcuts. The second is what someone might make of it after reading the diagnosis: as many blocks, at no higher cost.
+The first network has a bottleneck that loses expressivity, a large kernel that makes gradients vanish, and no
+shortcuts. The second network mends these: it has as many blocks and costs no more.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
 
     refined = network(
         layer(3, 32),
-        layer(32, 32),  # a smaller kernel lets gradients pass, and pays for all that follows
-        Residual(32),  # in the place of the bottleneck
+        layer(32, 32),  # a smaller kernel keeps the gradients, and saves the cost of the later blocks
+        Residual(32),  # instead of the bottleneck
         layer(32, 64, stride=2),
         Residual(64),
         Residual(64),

@@ -1,9 +1,9 @@
 """Search NAS-Bench-201 without training a network, as an Optuna study, and compare with the published accuracies.
 
     python examples/search_nas_bench_201.py                 # two minutes
-    python examples/search_nas_bench_201.py --seconds 600   # goes on where it stopped
+    python examples/search_nas_bench_201.py --seconds 600   # continues the study
 
-The study lies in a SQLite file, so running it again continues it, and optuna-dashboard opens it.
+The study is stored in an SQLite file. Running the script again continues it, and optuna-dashboard opens it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATASETS = get_args(Dataset)
 
 
 def search(study: optuna.Study, seconds: float | None, trials: int | None, device: str) -> None:
-    """Add trials to the study until the time or the number is up; Ctrl-C ends it early."""
+    """Add trials to the study until the time or the number of trials is reached, or until Ctrl-C."""
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), device=device)
 
     def objective(trial: optuna.Trial) -> az.ProxyScores:
@@ -40,7 +40,7 @@ def search(study: optuna.Study, seconds: float | None, trials: int | None, devic
 
 
 def report(study: optuna.Study, storage: str) -> None:
-    """Print the leaderboard with true accuracies, and how far the aggregated rank agrees with them."""
+    """Print the leaderboard with true accuracies, and the correlation of the rank score with them."""
     results = {dataset: load_results(dataset) for dataset in DATASETS}
     everyone = {dataset: np.array([r.accuracy for r in results[dataset].values()]) for dataset in DATASETS}
 
@@ -48,7 +48,7 @@ def report(study: optuna.Study, storage: str) -> None:
         return int((everyone[dataset] > accuracy).sum()) + 1
 
     board = az.leaderboard(study, n=5)
-    print(f"\nThe best of {len(az.rank_scores(study))} networks by aggregated rank S, none of them trained, and their")
+    print(f"\nThe best of {len(az.rank_scores(study))} networks by rank score S, none of them trained, and their")
     print("true accuracy in percent with its place among all 15,625 (ImageNet is ImageNet16-120):\n")
     print(
         f"{'':>2}  {'trial':>5}  {'S':>6}" + "".join(f"  {name:>16}" for name in ("CIFAR-10", "CIFAR-100", "ImageNet"))

@@ -1,4 +1,4 @@
-"""A search of one's own space, published to optuna-dashboard while it runs.
+"""Search a space of your own and publish the search to optuna-dashboard while it runs.
 
 python examples/watch_in_dashboard.py
 optuna-dashboard sqlite:///watch.db        # in another terminal, at any time

@@ -6,7 +6,7 @@
     python examples/worker.py redis://host:6379                                   # many machines
     python examples/worker.py grpc://host:13000                                   # a gRPC proxy in front of a database
 
-Kill any of them at any time, and start another: all they know is in the study.
+Any of them may be killed at any time and replaced by another: their state is in the study.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("storage")
     parser.add_argument("--study", default="nb201")
-    parser.add_argument("--trials", type=int, default=100, help="how many this worker is to score")
+    parser.add_argument("--trials", type=int, default=100, help="number of networks that this worker scores")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the workers are what runs in parallel; threads of all of them would hinder each other
+    torch.set_num_threads(1)  # the workers run in parallel; more threads would compete for the cores
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), seed=0)  # the same seed everywhere: scores are compared
     storage = az.open_storage(arguments.storage)
     study = az.create_study(study_name=arguments.study, storage=storage, load_if_exists=True)

@@ -34,7 +34,8 @@ def _stored(study, storage):
 def four_objectives(storage=None, *, name=NASTY_NAME, n=60, seed=0):
     """A search without training: scores of -inf, pruned, failed and infeasible trials, and one that still runs."""
     rng = np.random.default_rng(seed)
-    study = az.create_study(study_name=name, sampler=optuna.samplers.RandomSampler(seed=seed))
+    proxies = ["expressivity", "progressivity", "trainability", "complexity"]
+    study = az.create_study(study_name=name, proxies=proxies, sampler=optuna.samplers.RandomSampler(seed=seed))
     for number in range(n):
         trial = study.ask()
         trial.suggest_categorical("op", NASTY_CHOICES)

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from optuna_aznas.cli._errors import CommandError
-from optuna_aznas.cli._options import add_command, add_study_options, budget, count
+from optuna_aznas.cli._options import add_command, add_study_options, budget, count, port
+from optuna_aznas.cli._output import Result
 
 _EXAMPLES = """\
   optuna-aznas dashboard            all studies in aznas.db, on http://127.0.0.1:8080/
@@ -29,14 +30,14 @@ def add_to(commands: Any) -> None:
     add_study_options(parser, "the study to publish (default: every one that has scored trials)")
     parser.add_argument("-n", type=count, default=10, metavar="N", help="rows of the leaderboard (default: 10)")
     parser.add_argument(
-        "--budget", type=budget, metavar="MACS", help="draw a line at so many multiply-accumulates, such as 450M"
+        "--budget", type=budget, metavar="MACS", help="draw a line at this number of multiply-accumulates, such as 450M"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=count, default=8080, help="default: %(default)s")
+    parser.add_argument("--port", type=port, default=8080, help="default: %(default)s")
     parser.add_argument("--publish-only", action="store_true", help="do not start a server")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """Run the command."""
     import optuna
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
             raise CommandError(str(error)) from error
         print(f"Published study {name!r}: {len(figures)} figures and notes.", file=sys.stderr)
     if options.publish_only:
-        return
+        return Result()
     from optuna_dashboard import run_server
 
     print(f"Starting optuna-dashboard on http://{options.host}:{options.port}/", file=sys.stderr)
@@ -68,3 +69,4 @@ def run(options: argparse.Namespace) -> None:
             f"optuna-dashboard cannot listen on {options.host}:{options.port}: {error.strerror or error}. "
             "Choose another port with --port."
         ) from error
+    return Result()

@@ -1,4 +1,4 @@
-"""Loads the object that ``module:name`` names."""
+"""load_object: imports the object that ``module:name`` refers to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from optuna_aznas.cli._errors import CommandError, UsageError
 
 
 def load_object(reference: str, kind: str) -> Any:
-    """Import ``module:name``; the current directory is looked in first, as ``python -m`` does.
+    """Import ``module:name``. The current directory is searched first, as by ``python -m``.
 
     Args:
-        reference: The module and what to take from it, such as ``my_nets:build`` or ``package.module:Class.method``.
-        kind: What is expected, for messages.
+        reference: A module and a name in it, such as ``my_nets:build`` or ``package.module:Class.method``.
+        kind: What the object should be, for messages.
 
     Raises:
         UsageError: ``reference`` is not of that form.
@@ -39,6 +39,8 @@ def load_object(reference: str, kind: str) -> Any:
         raise CommandError(f"module {module_name!r} could not be imported: {error}.") from error
     except Exception as error:
         raise CommandError(f"module {module_name!r} could not be imported: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise CommandError(f"module {module_name!r} called sys.exit({error.code!r}) when it was imported.") from error
     for name in path.split("."):
         try:
             found = getattr(found, name)

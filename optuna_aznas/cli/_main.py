@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -10,14 +12,16 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 import optuna_aznas
+from optuna_aznas._text import for_terminal
 from optuna_aznas.cli import _dashboard, _score, _search, _top
-from optuna_aznas.cli._errors import CommandError
+from optuna_aznas.cli._errors import CommandError, failure_of_environment
+from optuna_aznas.cli._output import Result
 
 _DESCRIPTION = "Training-free architecture search for Optuna."
 
 _EPILOG = """\
 examples:
-  search a built-in space (run it again to go on), or your own: build(trial) returns a torch.nn.Module
+  search a built-in space, or your own (build(trial) returns a torch.nn.Module); run it again to continue
     optuna-aznas search nas_bench_201 --trials 300
     optuna-aznas search my_nets:build --input-shape 3,32,32
   print what was found
@@ -37,32 +41,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Those of the command line; by default the process's own.
     """
-    parser = _parser()
+    if sys.stderr is None:  # it is closed; print would write messages to standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what an encoding such as ASCII cannot express
     try:
-        options = parser.parse_args(arguments)
-    except SystemExit as end:  # argparse has printed the message
-        return int(end.code or 0)
+        options = _parser().parse_args(arguments)
+    except SystemExit as end:  # argparse has printed the help or the message
+        return _write("", int(end.code or 0))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return int(options.run(options) or 0)
+            with contextlib.redirect_stdout(sys.stderr):  # what a user's module prints is no result
+                result: Result = options.run(options)
         except CommandError as error:
-            print(f"{options.prog}: error: {_without_password(str(error), options)}", file=sys.stderr)
-            return error.status
+            return _fail(options, str(error), error.status)
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
             return 130
-        except BrokenPipeError:  # the reader has closed the pipe, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        except Exception as error:
+            reason = failure_of_environment(error)
+            if reason is None:
+                raise
+            return _fail(options, f"{_subject(options)}{reason}", 1)
+    return _write(result.text, result.status)
 
 
-def _without_password(message: str, options: argparse.Namespace) -> str:
-    if getattr(options, "storage", None) is None:
-        return message
-    from optuna_aznas.storage import redact_url
+def _write(text: str, status: int) -> int:
+    """Write to standard output and return the exit status, which becomes 1 if that fails."""
+    if sys.stdout is None:
+        if text:
+            print("optuna-aznas: error: standard output is closed.", file=sys.stderr)
+        return 1 if text else status
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has closed the pipe, as in `... | head`
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        print(f"optuna-aznas: error: standard output: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return status
 
-    return redact_url(message, options.storage)
+
+def _discard_output() -> None:
+    """Point standard output to nowhere, so that Python does not try to write the rest again when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(options: argparse.Namespace, message: str, status: int) -> int:
+    if getattr(options, "storage", None) is not None:
+        from optuna_aznas.storage import redact_url
+
+        message = redact_url(message, options.storage)
+    print(f"{options.prog}: error: {for_terminal(message)}", file=sys.stderr)
+    return status
+
+
+def _subject(options: argparse.Namespace) -> str:
+    return f"storage {options.storage}: " if getattr(options, "storage", None) is not None else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,21 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"optuna-aznas {optuna_aznas.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="command", required=True, parser_class=_CommandParser)
+    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     for command in (_search, _score, _top, _dashboard):
         command.add_to(commands)
     return parser
-
-
-class _CommandParser(argparse.ArgumentParser):
-    """A parser that computes the end of its help only when the help is shown, as that may take long."""
-
-    def format_help(self) -> str:
-        details = self.get_default("details")
-        if details is not None:
-            self.epilog = f"{details()}\n\n{self.epilog}"
-            self.set_defaults(details=None)
-        return super().format_help()
 
 
 def _show_warning(
@@ -98,4 +126,4 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> Any:
-    print(f"optuna-aznas: warning: {message}", file=sys.stderr)
+    print(f"optuna-aznas: warning: {for_terminal(message)}", file=sys.stderr)

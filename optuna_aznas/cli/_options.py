@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and functions that read their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 DEFAULT_STORAGE = "sqlite:///aznas.db"
 
 _STORAGE_HELP = (
-    "where the study lies: a database URL (sqlite:///FILE, postgresql+psycopg://...), journal:FILE, redis://HOST:PORT "
+    "storage of the study: a database URL (sqlite:///FILE, postgresql+psycopg://...), journal:FILE, redis://HOST:PORT "
     f"or grpc://HOST:PORT (default: {DEFAULT_STORAGE})"
 )
 
@@ -36,20 +36,20 @@ def add_study_options(parser: argparse.ArgumentParser, study_help: str) -> None:
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a leaderboard is printed."""
-    parser.add_argument("-n", type=count, default=10, metavar="N", help="how many networks to print (default: 10)")
+    """Add the options of a leaderboard."""
+    parser.add_argument("-n", type=count, default=10, metavar="N", help="number of networks to print (default: 10)")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
 
 
 def add_evaluator_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a model is scored."""
+    """Add the options of the evaluator."""
     parser.add_argument(
         "--input-shape", type=shape, metavar="C,H,W", help="shape of one sample without the batch, such as 3,32,32"
     )
     parser.add_argument("--batch-size", type=count, metavar="N", help="samples in the batch of noise (default: 8)")
-    parser.add_argument("--evaluator-seed", type=int, metavar="N", help="seed of weights and noise (default: 0)")
+    parser.add_argument("--evaluator-seed", type=seed, metavar="N", help="seed of weights and noise (default: 0)")
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto, a GPU where there is one)"
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto, which is a GPU if there is one)"
     )
 
 
@@ -61,6 +61,26 @@ def count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Read a seed, a whole number from 0 to 2**32 - 1."""
+    return _whole(text, 0, 2**32 - 1)
+
+
+def port(text: str) -> int:
+    """Read the number of a port, from 1 to 65535."""
+    return _whole(text, 1, 65535)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
     return value
 
 

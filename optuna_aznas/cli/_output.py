@@ -1,47 +1,56 @@
-"""Prints a leaderboard."""
+"""Results of a command: the text for standard output and the exit status."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
+import io
 import json
-import math
-import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
-from optuna.study import Study
+from optuna_aznas._text import for_csv, for_json
 
-from optuna_aznas.study import leaderboard
+if TYPE_CHECKING:
+    from optuna.study import Study
 
 
-def print_leaderboard(study: Study, n: int, form: str) -> None:
-    """Print the best trials of a study to standard output.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a command returns.
+
+    Attributes:
+        text: What is printed to standard output.
+        status: The exit status.
+    """
+
+    text: str = ""
+    status: int = 0
+
+
+def leaderboard_text(study: Study, n: int, form: str) -> str:
+    """Return the leaderboard of a study as text.
 
     Args:
         study: The study.
-        n: How many.
-        form: ``"table"``; ``"json"``, a list of objects in which a score that is not finite is a string such as
-            ``"-inf"``; or ``"csv"``.
+        n: Number of trials.
+        form: ``"table"``; ``"json"``, a list of objects in which a number that is not finite is a string such as
+            ``"-inf"``; or ``"csv"``, in which no cell is a formula (see :func:`~optuna_aznas._text.for_csv`).
     """
+    from optuna_aznas.study import leaderboard
+
     board = leaderboard(study, n)
     if form == "table":
-        print(board)
-    else:
-        rows = board.to_dicts()
-        if len(study.directions) == 1:
-            for row, entry in zip(rows, board, strict=True):
-                row["value"] = entry.values[0]
-        if form == "json":
-            print(json.dumps([_plain(row) for row in rows], indent=2, default=str, allow_nan=False))
-        else:
-            columns = dict.fromkeys(name for row in rows for name in row)
-            writer = csv.DictWriter(sys.stdout, list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    sys.stdout.flush()
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+        return f"{board}\n"
+    rows = board.to_dicts()
+    if len(study.directions) == 1:
+        for row, entry in zip(rows, board, strict=True):
+            row["value"] = entry.values[0]
+    if form == "json":
+        plain = [{name: for_json(value) for name, value in row.items()} for row in rows]
+        return json.dumps(plain, indent=2, default=str, allow_nan=False) + "\n"
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(for_csv, columns))
+    writer.writerows([for_csv(row.get(name)) for name in columns] for row in rows)
+    return file.getvalue()

@@ -20,9 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 import optuna_aznas as az
+from optuna_aznas._text import for_terminal
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
-from optuna_aznas.cli._output import print_leaderboard
+from optuna_aznas.cli._output import Result, leaderboard_text
 from optuna_aznas.cli._settle import settle, stored_settings
 from optuna_aznas.cli._storage import open_storage
 from optuna_aznas.proxies import DEFAULT
@@ -32,14 +33,13 @@ from optuna_aznas.study.history import StudyHistory
 #: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
 COMPLEXITY_KEY = "aznas:complexity"
 
-#: Number of networks in a row that may fail; then the search ends.
-_MOST_FAILURES = 5
+_MOST_FAILURES = 5  # networks in a row that fail before the search ends
 
 _Build = Callable[[Any], nn.Module]
 
 
-def search(options: argparse.Namespace) -> int:
-    """Search, print the leaderboard and return the exit status."""
+def search(options: argparse.Namespace) -> Result:
+    """Search; return the leaderboard and the exit status."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     built_in, own = _space(options.space)
     default_shape = built_in.input_shape if built_in else None
@@ -51,7 +51,10 @@ def search(options: argparse.Namespace) -> int:
     created = False
     try:
         if not stored:
-            stored, created = settle(storage, name, settings, built_in.first if built_in else None)
+            if own is not None and stored is None:
+                _check_space(own, evaluator)
+            first = built_in.first() if built_in and built_in.first else None
+            stored, created = settle(storage, name, settings, first)
             agreed = _settings(options, default_shape, stored, name)
             if agreed != settings:
                 settings = agreed
@@ -67,8 +70,7 @@ def search(options: argparse.Namespace) -> int:
     build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
     assert build is not None
     status = _Run(study, build, evaluator, options).optimize()
-    print_leaderboard(study, options.n, options.format)
-    return status
+    return Result(leaderboard_text(study, options.n, options.format), status)
 
 
 def _prepare(
@@ -102,12 +104,17 @@ def _prepare(
 
 
 def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
-    """Return a ``constraints_func``: networks above the budget are infeasible, hence neither parents nor printed.
+    """Return a ``constraints_func``: networks above the budget are infeasible, so they are no parents and not printed.
 
-    Where a space knows multiply-accumulates in closed form, candidates above are rejected before they are scored, too.
-    Elsewhere that would mean counting them, which for small networks takes as long as scoring.
+    In a space with a closed form of the multiply-accumulates, ``candidate_filter`` also rejects such candidates before
+    they are scored. In other spaces this would require counting, which for small networks takes as long as scoring.
     """
-    return lambda trial: (trial.user_attrs[COMPLEXITY_KEY] / budget - 1.0,)
+
+    def constraints(trial: FrozenTrial) -> Sequence[float]:
+        macs = trial.user_attrs.get(COMPLEXITY_KEY)  # missing if the space pruned the trial before it was scored
+        return (macs / budget - 1.0 if isinstance(macs, int | float) else 1.0,)
+
+    return constraints
 
 
 def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: Any) -> nn.Module:
@@ -115,7 +122,7 @@ def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: An
 
 
 def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
-    """Return a built-in space, or the user's own."""
+    """Return the built-in space of this name, or the user's function ``module:function``."""
     built_in = az.spaces.BUILT_IN
     if name in built_in:
         return built_in[name], None
@@ -132,7 +139,7 @@ def _space(name: str) -> tuple[az.spaces.BuiltIn | None, _Build | None]:
 def _settings(
     options: argparse.Namespace, default_shape: tuple[int, ...] | None, stored: dict[str, Any] | None, name: str
 ) -> dict[str, Any]:
-    """Return how networks are scored: as the options say; else as in the study so far; else by default."""
+    """Return the settings of the evaluator: from the options, else from the study, else the defaults."""
     asked = {
         "space": options.space,
         "input_shape": options.input_shape,
@@ -150,7 +157,7 @@ def _settings(
     }
     if stored == {} and options.budget is not None:
         raise CommandError(
-            f"study {name!r} was not made by this command, so its networks keep to no budget. Choose another "
+            f"study {name!r} was not created by this command, so its networks have no budget. Choose another "
             "--study-name."
         )
     stored = {key: tuple(value) if isinstance(value, list) else value for key, value in (stored or {}).items()}
@@ -176,8 +183,41 @@ def _words(key: str, value: Any) -> str:
     return f"no {option}" if value is None else f"{option} {shown}"
 
 
+def _score(build: _Build, evaluator: az.ProxyEvaluator, trial: Trial) -> az.ProxyScores:
+    """Build and score the network of a trial. ``sys.exit`` in the user's space is an error of this network."""
+    try:
+        return evaluator(build(trial))
+    except SystemExit as error:
+        raise RuntimeError(f"the space called sys.exit({error.code!r})") from error
+
+
+def _check_space(build: _Build, evaluator: az.ProxyEvaluator) -> None:
+    """Score a random network before a study is created, so that a space that never works leaves no study behind.
+
+    Raises:
+        CommandError: No network could be scored in as many attempts as end a search.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
+    for _ in range(_MOST_FAILURES):
+        try:
+            _score(build, evaluator, study.ask())
+        except optuna.TrialPruned:  # raised by the user's space
+            return
+        except Exception as error:
+            last = error
+        else:
+            return
+    raise _too_many_failures(last) from last
+
+
+def _too_many_failures(last: Exception) -> CommandError:
+    return CommandError(
+        f"{_MOST_FAILURES} networks in a row could not be scored. The last one: {type(last).__name__}: {last}"
+    )
+
+
 class _Run:
-    """One run of a search, with its progress bar."""
+    """One run of a search with its progress bar."""
 
     def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, options: argparse.Namespace) -> None:
         self._study, self._build, self._evaluator = study, build, evaluator
@@ -204,31 +244,32 @@ class _Run:
                 )
         except KeyboardInterrupt:
             self._interrupted = True
-        self._bar.close()
+        finally:
+            self._bar.close()
         if self._interrupted:
-            print(f"Interrupted after {self._finished} networks; the same command goes on.", file=sys.stderr)
+            print(
+                f"Interrupted after {self._finished} networks; the same command continues the search.", file=sys.stderr
+            )
             return 130
         if self._failures >= _MOST_FAILURES:
-            raise CommandError(
-                f"{self._failures} networks in a row could not be scored. The last one: "
-                f"{type(self._error).__name__}: {self._error}"
-            )
+            assert self._error is not None
+            raise _too_many_failures(self._error) from self._error
         print(f"Scored {self._finished} networks.", file=sys.stderr)
         return 0
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let the first Ctrl-C finish the network at hand, so that no trial is left running; a second stops at once."""
+        """Let the first Ctrl-C finish the present network, so that no trial stays running; the second stops at once."""
 
         def finish(number: int, frame: FrameType | None) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            # Not by print: it may just have been interrupted.
+            # print is not reentrant, and the signal may have interrupted it
             os.write(2, b"\nFinishing this network; Ctrl-C again to stop at once.\n")
 
         before = signal.getsignal(signal.SIGINT)
-        # Other threads may not set handlers; and where interrupts are ignored, as under nohup, they stay so.
+        # Only the main thread may set handlers. If interrupts are ignored, as under nohup, they stay ignored.
         if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
             yield
             return
@@ -240,13 +281,13 @@ class _Run:
 
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         try:
-            scores = self._evaluator(self._build(trial))
+            scores = _score(self._build, self._evaluator, trial)
         except optuna.TrialPruned:  # raised by the user's space
             raise
         except Exception as error:
             self._error = error
             reason = redact_url(f"{type(error).__name__}: {error}", self._storage)  # it may be the storage's
-            self._bar.write(f"Trial {trial.number} failed: {reason}", file=sys.stderr)
+            self._bar.write(for_terminal(f"Trial {trial.number} failed: {reason}"), file=sys.stderr)
             raise
         if "complexity" in scores.names:
             trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)

@@ -1,4 +1,4 @@
-"""``optuna-aznas score``: one model block by block."""
+"""``optuna-aznas score``: scores one model and diagnoses it block by block."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 from typing import Any
 
+from optuna_aznas._text import for_json
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
 from optuna_aznas.cli._options import add_command, add_evaluator_options, names
+from optuna_aznas.cli._output import Result
 
 _EXAMPLES = """\
   optuna-aznas score my_nets:model --input-shape 3,32,32
@@ -38,7 +40,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """Run the command."""
     if options.input_shape is None:
         raise UsageError("--input-shape is needed: the shape of one sample without the batch, such as 3,32,32.")
@@ -57,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
             model = factory()
         except Exception as error:
             raise CommandError(f"{options.model}() failed: {type(error).__name__}: {error}") from error
+        except SystemExit as error:
+            raise CommandError(f"{options.model}() called sys.exit({error.code!r}).") from error
         if not isinstance(model, nn.Module):
             raise CommandError(f"{options.model}() returned a {type(model).__name__}, not a torch.nn.Module.")
     try:
@@ -75,12 +79,7 @@ def run(options: argparse.Namespace) -> None:
     except az.ProxyEvaluationError as error:
         raise CommandError(str(error)) from error
     if options.format == "json":
-        scores = {name: _plain(value) for name, value in diagnosis.scores.to_dict().items()}
+        scores = {name: for_json(value) for name, value in diagnosis.scores.to_dict().items()}
         report = {"scores": scores, "blocks": diagnosis.to_dicts(), "findings": list(diagnosis.findings)}
-        print(json.dumps(report, indent=2, allow_nan=False))
-    else:
-        print(diagnosis)
-
-
-def _plain(value: float) -> float | str:
-    return value if abs(value) < float("inf") else str(value)
+        return Result(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return Result(f"{diagnosis}\n")

@@ -14,7 +14,10 @@ from optuna_aznas.cli._options import (
     count,
     names,
     seconds,
+    seed,
 )
+from optuna_aznas.cli._output import Result
+from optuna_aznas.spaces.built_in import BUILT_IN
 
 _EXAMPLES = """\
   optuna-aznas search nas_bench_201 --trials 300
@@ -30,8 +33,8 @@ A space of your own is a function that takes an Optuna trial and returns a torch
       ...
       return torch.nn.Sequential(...)
 
-The same command again goes on with the study. So does a second one at the same time, on this machine or another:
-start as many as you like on one storage. After Ctrl-C what was found so far is printed, and nothing is lost."""
+The same command continues the study. Several commands may run on one storage at the same time, on this machine or
+others. After Ctrl-C, the best networks so far are printed; nothing is lost."""
 
 
 def add_to(commands: Any) -> None:
@@ -39,26 +42,29 @@ def add_to(commands: Any) -> None:
     parser = add_command(
         commands, "search", run, summary="search for the best networks of a space, without training", examples=_EXAMPLES
     )
-    parser.set_defaults(details=_built_in)
+    parser.epilog = f"{_built_in()}\n\n{parser.epilog}"
     parser.add_argument("space", help="a built-in space, or module:function")
     add_study_options(parser, "the study (default: the name of the space)")
     parser.add_argument(
-        "--trials", type=count, metavar="N", help="networks to score now (default: 300, or by --timeout)"
+        "--trials", type=count, metavar="N", help="number of networks to score now (default: 300, or until --timeout)"
     )
-    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="how long to search: seconds, or 15m, 2h")
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="time to search: seconds, or 15m, 2h")
     parser.add_argument(
-        "--budget", type=budget, metavar="MACS", help="the most multiply-accumulates a network may take, such as 450M"
+        "--budget", type=budget, metavar="MACS", help="most multiply-accumulates that a network may have, such as 450M"
     )
     parser.add_argument(
-        "--proxies", type=names, metavar="NAME,...", help="the proxies to rank by (default: AZ-NAS's four)"
+        "--proxies",
+        type=names,
+        metavar="NAME,...",
+        help="proxies to rank by (default: six that one forward and backward pass gives)",
     )
     add_evaluator_options(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampler")
+    parser.add_argument("--seed", type=seed, metavar="N", help="seed of the sampler")
     add_output_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Result:
     """Run the command."""
     from optuna_aznas.cli._run_search import search
 
@@ -66,7 +72,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _built_in() -> str:
-    from optuna_aznas.spaces import BUILT_IN
-
     shapes = "\n".join(f"  {name:16} input shape {','.join(map(str, s.input_shape))}" for name, s in BUILT_IN.items())
     return f"built-in spaces:\n{shapes}"

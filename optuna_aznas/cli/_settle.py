@@ -90,8 +90,8 @@ def _wait_for_settings(study: Study) -> dict[str, Any]:
 
 
 def _settings_of(study: Study) -> dict[str, Any]:
-    stored: dict[str, Any] = study.user_attrs.get(SETTINGS_KEY, {})
-    return stored
+    stored = study.user_attrs.get(SETTINGS_KEY, {})
+    return stored if isinstance(stored, dict) else {}
 
 
 def _is_started(study: Study) -> bool:

@@ -22,7 +22,7 @@ def open_storage(url: str, *, must_exist: bool) -> BaseStorage:
     kind, colon, rest = url.partition(":")
     if not colon:
         raise UsageError(f"--storage must be a URL such as sqlite:///aznas.db or journal:aznas.log; got {url!r}.")
-    file = rest if kind == "journal" else url.removeprefix("sqlite:///") if url.startswith("sqlite:///") else None
+    file = rest if kind == "journal" else _sqlite_file(url) if kind.startswith("sqlite") else None
     if must_exist and file and not Path(file).exists():
         raise CommandError(f"there is no file {file!r}. Name the storage of the search with --storage.")
     try:
@@ -31,6 +31,18 @@ def open_storage(url: str, *, must_exist: bool) -> BaseStorage:
         lines = redact_url(str(error), url).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise CommandError(f"storage {redact_url(url, url)} cannot be opened: {reason}") from error
+
+
+def _sqlite_file(url: str) -> str | None:
+    """Return the path of an SQLite file; ``None`` for a database in memory, or a URL that cannot be read."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        path = make_url(url).database
+    except ArgumentError:
+        return None
+    return None if path is None or path == ":memory:" or path.startswith("file:") else path
 
 
 def load_study(storage: BaseStorage, url: str, name: str | None) -> optuna.Study:

@@ -1,7 +1,7 @@
 """Publishes a search to optuna-dashboard: figures, a leaderboard, notes on the best trials.
 
-What is published lies in the study itself, so whoever opens the study sees it. optuna-dashboard and plotly come with
-the extra ``dashboard``.
+It is stored in the study itself, so everyone who opens the study sees it. The extra ``dashboard`` installs
+optuna-dashboard and plotly.
 """
 
 from optuna_aznas.dashboard._callback import DashboardCallback

@@ -1,4 +1,4 @@
-"""The callback that publishes a study while it is optimised."""
+"""DashboardCallback: publishes a study while it is optimised."""
 
 from __future__ import annotations
 

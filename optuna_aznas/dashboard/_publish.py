@@ -1,4 +1,4 @@
-"""Write a study's figures, leaderboard and notes to where optuna-dashboard reads them."""
+"""publish: stores a study's figures, leaderboard and notes in the study, where optuna-dashboard reads them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optuna_aznas.visualization._plotly import Figure, graph_objects
 from optuna_aznas.visualization._rank_against_value import has_trained_values
 from optuna_aznas.visualization._scored import ScoredTrials
 
-#: System attribute of the study: numbers of the trials that have a note of ours.
+#: System attribute of the study: numbers of the trials whose notes have a part that this module wrote.
 NOTED_KEY = "aznas:noted"
 
 #: Prefix of the figures' ids.
@@ -38,25 +38,29 @@ def publish(
 ) -> tuple[str, ...]:
     """Publish a study's figures, leaderboard and notes to optuna-dashboard.
 
-    Whoever opens the study in optuna-dashboard then sees, below its own plots, those of
-    :mod:`optuna_aznas.visualization` that the study has data for; as the study's note a leaderboard with what the
-    numbers mean; and on each of the best trials a note with what its scores are made of and what stands out.
+    In optuna-dashboard the study then has:
 
-    Publishing again replaces what was published. Notes of your own are kept: of a note only the part between our marks
-    is ours, and if you edit that, it is yours. It is safe while other workers run or publish.
+    * below optuna-dashboard's own plots, the figures of :mod:`optuna_aznas.visualization` for which it has data;
+    * a note with the leaderboard and an explanation of its numbers;
+    * on each of the best trials a note with its proxy scores, their parts of S, and what stands out.
+
+    Publishing again replaces all of them. Your own notes are kept: this function changes only the part of a note
+    between its marks, and no longer changes that part once you have edited it. Other workers may run or publish
+    meanwhile.
 
     Args:
         study: The study, in any storage.
         n_best: Rows of the leaderboard, and trials with a note, at least 1.
-        metric_names: What the objectives are called, where the study has no names for them yet. By default
-            proxies' names, where every completed trial returned the scores that it recorded.
-        budget: Draws a line in the figure of complexity, in multiply-accumulates.
+        metric_names: Names of the objectives, for a study without metric names. By default the proxies' names, if the
+            objective values of every completed trial are its recorded proxy scores.
+        budget: Budget in multiply-accumulates, drawn as a line in the figure of complexity. By default that of the
+            command ``optuna-aznas search --budget``, if any.
 
     Returns:
         The ids of the figures.
 
     Raises:
-        ValueError: An argument is out of range, or ``metric_names`` are not as many as objectives.
+        ValueError: An argument is out of range, or the number of ``metric_names`` is not that of the objectives.
         ImportError: optuna-dashboard or plotly is not installed.
 
     Example:
@@ -90,7 +94,7 @@ def publish_now(
     for name, figure in figures.items():
         library.save_plotly_graph_object(study, figure, graph_object_id=_PREFIX + name)
     board, scored = leaderboard(study, n_best), ScoredTrials.of(study)
-    _update_note(study, study_note(study, board, len(scored)))
+    _update_note(study, study_note(study, board, scored))
     rows = {trial.number: row for row, trial in enumerate(scored.trials)}
     direction = study.directions[0] if has_trained_values(study) else None
     notes = {
@@ -105,7 +109,9 @@ def publish_now(
 def _figures(study: Study, budget: float | None) -> dict[str, Figure]:
     """Return the figures that the study has data for."""
     if budget is None:
-        budget = study.user_attrs.get(BUDGET_KEY)
+        stored = study.user_attrs.get(BUDGET_KEY)
+        if isinstance(stored, int | float) and not isinstance(stored, bool) and 0 < stored < math.inf:
+            budget = float(stored)
     scored = ScoredTrials.of(study)
     figures = {"history": visualization.plot_rank_history(study)}
     if len(scored.names) > 1:
@@ -155,15 +161,29 @@ def _update_note(where: Any, body: str | None) -> None:
 
 
 def _update_trial_notes(study: Study, notes: dict[int, str]) -> None:
-    before = get_study_system_attr(study, NOTED_KEY, default=[])
+    trials = study.get_trials(deepcopy=False)
+    before = _noted(study, len(trials))
     # A trial is listed before its note is written and until its note is removed. If this is interrupted, the next
     # publication still knows every trial that may have a note.
     set_study_system_attr(study, NOTED_KEY, sorted({*before, *notes}))
-    trials = study.get_trials(deepcopy=False)
     for number in [*notes, *(number for number in before if number not in notes)]:
         _update_note(_with_note(study, trials[number]), notes.get(number))
     if set(before) - set(notes):
         set_study_system_attr(study, NOTED_KEY, sorted(notes))
+
+
+def _noted(study: Study, n_trials: int) -> list[int]:
+    """Return the numbers of the trials that have a note of ours; of a malformed list, those that can be read."""
+    stored = get_study_system_attr(study, NOTED_KEY, default=[])
+    numbers = stored if isinstance(stored, list) else []
+    readable = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < n_trials]
+    if readable != stored:
+        warnings.warn(
+            f"The system attribute {NOTED_KEY!r} of study {study.study_name!r} is not a list of trial numbers. Notes "
+            "of an earlier publication may remain on trials that are no longer among the best.",
+            stacklevel=2,
+        )
+    return readable
 
 
 def _with_note(study: Study, trial: FrozenTrial) -> SimpleNamespace:

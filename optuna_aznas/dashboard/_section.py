@@ -1,4 +1,4 @@
-"""The section of a note that this package writes, between marks. The rest of the note is the user's."""
+"""Replaces the section of a note that this package wrote, between two marks, and keeps the user's text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SECTION = re.compile(
 
 
 def with_section(note: str, body: str | None) -> str:
-    """Return a note with our section in it, in the place of the one that it had; the rest unchanged.
+    """Return a note in which a new section replaces the old one; the rest is unchanged.
 
-    A section that was edited by hand is the user's from then on: it stays, without its marks, and the new one follows
-    at the end.
+    A section that the user has edited is kept as the user's text, without its marks. The new section is then added at
+    the end.
 
     Args:
-        note: The note as it is.
-        body: Our section, or ``None`` to take it out.
+        note: The present note.
+        body: Text of the new section; ``None`` removes the section.
     """
     note = note.replace("\r\n", "\n")
     fresh = "" if body is None else f"{_BEGIN.format(digest=_digest(body))}\n\n{body.strip()}\n\n{_END}"

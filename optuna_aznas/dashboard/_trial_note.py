@@ -1,4 +1,4 @@
-"""The note on one of the best trials: what its scores are made of, and what stands out."""
+"""The note on one of the best trials: its proxy scores, what they contribute to S, and what stands out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import math
 import numpy as np
 from optuna.study import StudyDirection
 
-from optuna_aznas.dashboard._markdown import number, plain, table
+from optuna_aznas._text import for_markdown, number
+from optuna_aznas.dashboard._markdown import table
 from optuna_aznas.study.attributes import architecture_names
 from optuna_aznas.visualization._scored import ScoredTrials
 
-#: A proxy that makes up this share of what S falls short of 0 is named as the weak point.
-_WEAK = 0.4
-
-#: Differences to the best trial that are listed.
-_MOST_DIFFERENCES = 4
+_WEAK = 0.4  # share of S from which a proxy is named as the weak point
+_MOST_DIFFERENCES = 4  # most differences from the best trial that are listed one by one
 
 
 def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction: StudyDirection | None) -> str:
@@ -26,40 +24,40 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
         row: The trial's position among them.
         place: Its place on the leaderboard, from 1.
         best: The position of the trial in the first place.
-        direction: The direction of the objective, where there is one that was trained.
+        direction: The direction of the objective; ``None`` if no trained values are recorded.
     """
     n, ranks = len(scored), scored.ranks[row]
-    parts = np.log(ranks / n)
+    parts = scored.weights * np.log(ranks / n) + 0.0  # the sum turns -0 into 0
     rows = [
-        [plain(name), number(score), f"{rank:,.10g} of {n:,}", f"{part:.3f}".replace("-", "−")]
-        for name, score, rank, part in zip(scored.names, scored.table[row], ranks, parts, strict=True)
+        [for_markdown(name), number(score), f"{rank:,.10g} of {n:,}", f"{part:.3f}".replace("-", "−")]
+        for name, score, rank, part in zip(scored.names, scored.proxy_scores[row], ranks, parts, strict=True)
     ]
     findings = [*_findings(scored, row, ranks, parts), *_differences(scored, row, best)]
     if direction is not None:
         findings += _trained(scored, row, direction)
     return "\n\n".join(
         [
-            f"### Place {place} of {n:,} by aggregated rank: S = {scored.scores[row]:.3f}".replace("-", "−"),
-            table(["proxy", "score", "rank", "log(rank / n)"], rows, words=0),
+            f"### Place {place} of {n:,} by rank score: S = {scored.rank_scores[row]:.3f}".replace("-", "−"),
+            table(["proxy", "score", "rank", "part of S"], rows, words=0),
             "\n".join(f"- {finding}" for finding in findings),
         ]
     )
 
 
 def _findings(scored: ScoredTrials, row: int, ranks: np.ndarray, parts: np.ndarray) -> list[str]:
-    n, names = len(scored), [f"**{plain(name)}**" for name in scored.names]
+    n, names = len(scored), [f"**{for_markdown(name)}**" for name in scored.names]
     found = []
     top = [name for name, rank in zip(names, ranks, strict=True) if rank == n]
     if top and n > 1:
         found.append(f"It is the best of all under {', '.join(top)}.")
     weakest = int(np.argmin(parts))
-    if len(names) > 1 and parts[weakest] < 0 and parts[weakest] <= _WEAK * scored.scores[row]:
-        share = parts[weakest] / scored.scores[row]
+    if len(names) > 1 and parts[weakest] < 0 and parts[weakest] <= _WEAK * scored.rank_scores[row]:
+        share = parts[weakest] / scored.rank_scores[row]
         found.append(
             f"Its weak point is {names[weakest]}: rank {ranks[weakest]:,.10g} of {n:,} makes up {share:.0%} of what S "
             "falls short of 0."
         )
-    for name, score in zip(names, scored.table[row], strict=True):
+    for name, score in zip(names, scored.proxy_scores[row], strict=True):
         if math.isinf(score) and score < 0:
             found.append(f"{name} is −∞: the network is dead, or has a block that does nothing.")
     return found
@@ -76,13 +74,14 @@ def _differences(scored: ScoredTrials, row: int, best: int) -> list[str]:
     if len(differ) > _MOST_DIFFERENCES:
         return [f"It differs from trial {first.number}, the best, in {len(differ)} of {len(names)} parameters."]
     words = (
-        f"{plain(name)} is {_value(trial.params, name)} instead of {_value(first.params, name)}" for name in differ
+        f"{for_markdown(name)} is {_value(trial.params, name)} instead of {_value(first.params, name)}"
+        for name in differ
     )
     return [f"It differs from trial {first.number}, the best, in this: {'; '.join(words)}."]
 
 
 def _value(params: dict[str, object], name: str) -> str:
-    return plain(params[name], longest=60) if name in params else "absent"
+    return for_markdown(params[name], longest=60) if name in params else "absent"
 
 
 def _trained(scored: ScoredTrials, row: int, direction: StudyDirection) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from optuna_aznas._text import for_terminal, text_table
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from optuna_aznas.proxies.evaluator import ProxyEvaluator
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores, channels_of
@@ -82,23 +83,20 @@ class Diagnosis:
             )
             rows.append(
                 [
-                    block.name,
+                    for_terminal(block.name),
                     "x".join(map(str, block.shape)),
                     *("-" if math.isnan(value) else format(value, form) for value, form in numbers),
                     _with_unit(block.complexity),
                     "-" if math.isnan(block.share) else f"{block.share:.1%}",
                 ]
             )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
-        for row, findings in zip(rows, [(), *(block.findings for block in self.blocks)], strict=True):
-            cells = [
-                cell.ljust(n) if k < 2 else cell.rjust(n) for k, (cell, n) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-            lines += [f"    ! {finding}" for finding in findings]
+        findings_of_rows = [(), *(block.findings for block in self.blocks)]
+        for row, findings in zip(text_table(rows, left=(0, 1)), findings_of_rows, strict=True):
+            lines += [row, *(f"    ! {for_terminal(finding)}" for finding in findings)]
         scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.to_dict().items())
-        return "\n".join([*lines, "", f"scores: {scores}", *(f"- {finding}" for finding in self.findings)])
+        remarks = [f"- {for_terminal(finding)}" for finding in self.findings]
+        return "\n".join([*lines, "", f"scores: {scores}", *remarks])
 
 
 def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:

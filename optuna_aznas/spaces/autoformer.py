@@ -1,8 +1,8 @@
 """The vision-transformer space of AutoFormer (Chen et al., ICCV 2021, arXiv:2107.00651): tiny, small and base.
 
 A network is a plain ViT: 16 x 16 patches, a class token, a learned position for each token, and layers of attention and
-MLP, each behind a layer normalisation and around a residual connection. What is searched: the embedding's width, the
-number of layers, and in each layer the number of heads (of width 64 whatever the embedding's) and the MLP's ratio.
+MLP, each with a layer normalisation before it and a residual connection around it. The parameters are the width of the
+embedding, the number of layers, and for each layer the number of heads (each of width 64) and the ratio of the MLP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Size: TypeAlias = Literal["tiny", "small", "base"]
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """What one of the spaces searches: (least, most, step) of each choice (table 1 of the paper)."""
+    """Ranges of one of the spaces: (lowest, highest, step) of each parameter (table 1 of the paper)."""
 
     embed_dim: tuple[int, int, int]
     depth: tuple[int, int, int]
@@ -37,13 +37,10 @@ RANGES: dict[Size, Ranges] = {
     "base": Ranges(embed_dim=(528, 624, 48), depth=(14, 16, 1), num_heads=(8, 10, 1), mlp_ratio=(3.0, 4.0, 0.5)),
 }
 
-#: Width of one head of queries, keys and values.
-HEAD_WIDTH = 64
+HEAD_WIDTH = 64  # width of one head of queries, keys and values
+MAX_DISTANCE = 14  # distances beyond this share one relative position (section 3.2 of the paper)
 
-#: Distances beyond this share one relative position (section 3.2 of the paper).
-MAX_DISTANCE = 14
-
-_STD = 0.02
+_STD = 0.02  # standard deviation of the initial weights
 
 
 def build(

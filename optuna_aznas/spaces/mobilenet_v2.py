@@ -1,9 +1,8 @@
 """A space of inverted bottlenecks: MobileNetV2 (Sandler et al., CVPR 2018) with free depths, widths and kernels.
 
-Zero-cost proxies are compared on such spaces under a budget of multiply-accumulates: Zen-NAS (Lin et al., ICCV 2021),
-ZiCo (Li et al., ICLR 2023) and AZ-NAS take kernels of 3, 5 or 7 and expansions of 1, 2, 4 or 6, chosen for each stage.
-The ranges of depth and width are this project's: around MobileNetV2's own, so that budgets from 100 M to 1,000 M lie in
-reach.
+Zen-NAS (Lin et al., ICCV 2021), ZiCo (Li et al., ICLR 2023) and AZ-NAS search such spaces under a budget of multiply-
+accumulates, with a kernel of 3, 5 or 7 and an expansion of 1, 2, 4 or 6 for each stage. The ranges of depth and width
+are this project's: around those of MobileNetV2, so that they cover budgets from 100 M to 1,000 M.
 """
 
 from __future__ import annotations
@@ -23,18 +22,17 @@ if TYPE_CHECKING:
 KERNELS = (3, 5, 7)
 EXPANSIONS = (1, 2, 4, 6)
 
-#: Widths are multiples of this.
-WIDTH_STEP = 8
+WIDTH_STEP = 8  # widths are multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
 class StageRange:
-    """What may be chosen for a stage.
+    """Ranges of a stage's depth and width.
 
     Attributes:
         stride: Stride of its first block.
-        depth: Least and most blocks.
-        width: Least and most channels.
+        depth: Lowest and highest number of blocks.
+        width: Lowest and highest number of channels.
     """
 
     stride: int
@@ -71,7 +69,7 @@ def build(trial: optuna.trial.BaseTrial, *, classes: int = 1000, device: torch.d
     below a number of multiply-accumulates.
 
     Args:
-        trial: The trial that suggests.
+        trial: The trial.
         classes: Outputs of the classifier.
         device: Where the parameters are created; with ``"meta"`` building is faster, and the network has no weights.
             Scoring needs none.
@@ -132,10 +130,10 @@ def macs(params: Mapping[str, Any], *, image_size: int = 224, classes: int = 100
 def within_budget(
     max_macs: float, *, image_size: int = 224, classes: int = 1000
 ) -> Callable[[Mapping[str, Any]], bool]:
-    """Return the test of a budget, for ``AZNASSampler(candidate_filter=...)``.
+    """Return a function that tells whether a network is within a budget, for ``AZNASSampler(candidate_filter=...)``.
 
-    A study's first trial cannot be tested before its parameters are known: enqueue one that is within the budget, such
-    as :data:`MOBILENET_V2` (301 M at 224 x 224).
+    The filter does not apply to the first trial of a study. Enqueue a network that is within the budget, such as
+    :data:`MOBILENET_V2` (301 M at 224 x 224).
 
     Args:
         max_macs: Most multiply-accumulates of one image.
@@ -157,7 +155,7 @@ def within_budget(
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Blocks of one width: ``depth`` of them, the first with ``stride``."""
+    """A stage: ``depth`` blocks of one width, the first with ``stride``."""
 
     depth: int
     width: int

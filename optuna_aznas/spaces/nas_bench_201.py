@@ -46,12 +46,12 @@ def build(
     after the edge (from node, to node).
 
     Args:
-        trial: The trial that suggests, or anything with ``suggest_categorical``.
+        trial: The trial, or any object with ``suggest_categorical``.
         channels: Channels of the first stage; doubled at each of the two reductions.
         cells: Cells in each of the three stages.
         classes: Outputs of the classifier.
-        device: As for :class:`Network`: with ``"meta"`` building is faster, and the network has no weights. Scoring
-            needs none.
+        device: As for :class:`Network`. With ``"meta"``, building is faster and the network has no weights, which
+            scoring does not need.
 
     Returns:
         The network, with torch's default weights, for images (3, H, W) with H and W divisible by 4 (32 x 32 in the

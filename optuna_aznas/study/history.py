@@ -110,10 +110,6 @@ class StudyHistory:
         """The number of trials without proxy scores by state, waiting and running trials included."""
         return self._n_unscored + Counter(trial.state for trial in self._unfinished)
 
-    # TODO: visualization/_scored.py still uses these two names.
-    table = proxy_scores
-    scores = rank_scores
-
     def best(self, n: int) -> list[FrozenTrial]:
         """Return the ``n`` trials with the highest S, best first, ties by number: only feasible ones, if there are any.
 

@@ -11,6 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._text import for_terminal, text_table
 from optuna_aznas.study.history import StudyHistory
 
 
@@ -83,20 +84,12 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
     def __str__(self) -> str:
         if not self:
             return "(no scored trial yet)"
-        rows = [["place", "trial", "S", *self[0].proxy_scores, "params"]]
+        rows = [["place", "trial", "S", *map(for_terminal, self[0].proxy_scores), "params"]]
         for entry in self:
             proxies = [f"{value:.4g}" for value in entry.proxy_scores.values()]
-            params = ", ".join(f"{name}={value}" for name, value in entry.params.items())
+            params = ", ".join(f"{for_terminal(name)}={for_terminal(value)}" for name, value in entry.params.items())
             rows.append([str(entry.place), str(entry.number), f"{entry.rank_score:.3f}", *proxies, params])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        last = len(widths) - 1
-        return "\n".join(
-            "  ".join(
-                cell if i == last else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        )
+        return "\n".join(text_table(rows, left=[len(rows[0]) - 1]))
 
 
 def leaderboard(study: Study, n: int = 10) -> Leaderboard:

@@ -1,6 +1,6 @@
-"""Figures of a search and of a model, in the manner of :mod:`optuna.visualization`: a study in, a plotly figure out.
+"""Figures of a search or a model: each function takes a study and returns a plotly figure, as in Optuna.
 
-Plotly is loaded when the first figure is drawn; it comes with the extra ``visualization`` (or ``dashboard``).
+Plotly is imported when the first figure is drawn. The extra ``visualization`` (or ``dashboard``) installs it.
 """
 
 from optuna_aznas.visualization._block_profile import plot_block_profile

@@ -1,8 +1,7 @@
-"""A model block by block: entropy, its steps, spectral norms, complexity."""
+"""plot_block_profile: entropy, step, spectral norm and complexity of each block of a model."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optuna_aznas._text import for_plotly, number
 from optuna_aznas.visualization._plotly import (
     BLUE,
     GREY,
@@ -19,14 +19,11 @@ from optuna_aznas.visualization._plotly import (
     axis,
     graph_objects,
     new_figure,
-    number,
-    plain,
 )
 
 TITLE = "Block profile"
 
-#: Names of blocks that fit below a panel.
-_TICKS = 16
+_TICKS = 16  # names of blocks that fit below a panel
 
 _ROWS = ("entropy (nats)", "step of entropy", "spectral norm", "complexity (share)")
 
@@ -34,22 +31,25 @@ _ROWS = ("entropy (nats)", "step of entropy", "spectral norm", "complexity (shar
 def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str] | None = None) -> Figure:
     """Plot a model block by block; or two models side by side, on the same scales.
 
-    From top to bottom: the entropy of each block's features, its step from the block before (negative where
-    expressivity is lost), the spectral norm of the block's mean Jacobian (gradients grow above 1 and die towards 0),
-    and the block's share of the model's complexity.
+    The panels show, from top to bottom:
+
+    * the entropy of each block's features, in nats;
+    * its step from the block before, negative where expressivity is lost;
+    * the spectral norm of the block's mean Jacobian: gradients grow above 1 and shrink below;
+    * the block's share of the model's complexity.
 
     Args:
-        subject: What :func:`~optuna_aznas.diagnose` returns, a :class:`~optuna_aznas.ProxyScores`, or a pair of a
-            ``torch.nn.Module`` and the :class:`~optuna_aznas.ProxyEvaluator` that is to score it.
-        other: A second one to compare with.
-        labels: What to call them, one for each; by default the class of a model, or "model".
+        subject: The result of :func:`~optuna_aznas.diagnose`, a :class:`~optuna_aznas.ProxyScores`, or a pair of a
+            ``torch.nn.Module`` and the :class:`~optuna_aznas.ProxyEvaluator` that scores it.
+        other: A second subject to compare with.
+        labels: A name for each subject; by default the model's class, or "model".
 
     Returns:
         The figure. A block whose features have no entropy (constant, or not finite) is marked with a cross.
 
     Raises:
-        TypeError: ``subject`` or ``other`` is none of these.
-        ValueError: One has no blocks, or ``labels`` are not as many.
+        TypeError: ``subject`` or ``other`` is of another type.
+        ValueError: A subject has no blocks, or the number of ``labels`` is not the number of subjects.
         ImportError: Plotly is not installed.
     """
     go = graph_objects()
@@ -59,7 +59,7 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
         labels = [_label(each) for each in subjects]
     if len(labels) != len(subjects):
         raise ValueError(f"labels must name each of the {len(subjects)} models; got {list(labels)}.")
-    figure = new_figure(TITLE, [plain(label) for label in labels])
+    figure = new_figure(TITLE, [for_plotly(label) for label in labels])
     figure.update_layout(showlegend=False, bargap=0.25)
     width, gap = (1.0, 0.0) if len(subjects) == 1 else (0.47, 0.06)
     height = 0.2
@@ -78,7 +78,7 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
                 anchor=f"y{suffix}",
                 range=[-0.6, len(blocks) - 0.4],
                 tickvals=ticks,
-                ticktext=[plain(_short(blocks[i].name)) for i in ticks],
+                ticktext=[for_plotly(_short(blocks[i].name)) for i in ticks],
                 showticklabels=last,
                 tickangle=-40,
                 tickfont={"size": 10},
@@ -97,7 +97,7 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
             figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
         if len(subjects) > 1:
             figure.add_annotation(
-                text=f"<b>{plain(label)}</b>",
+                text=f"<b>{for_plotly(label)}</b>",
                 x=left + width / 2,
                 y=1.0,
                 xref="paper",
@@ -135,9 +135,9 @@ def _short(name: str) -> str:
 
 
 def _values(blocks: Sequence[Any], row: int) -> npt.NDArray[np.float64]:
-    """Return what a row of panels shows of each block; NaN for what is not finite."""
+    """Return the values of the blocks in a row of panels, NaN if not finite."""
     total = sum(block.complexity for block in blocks if math.isfinite(block.complexity))
-    # A diagnosis knows the whole model's complexity; otherwise the blocks' own is all that there is.
+    # A diagnosis has the share of the whole model's complexity. Otherwise the share is that of all blocks together.
     shares = [getattr(block, "share", block.complexity / total if total else math.nan) for block in blocks]
     shown = [
         (block.entropy, block.step, block.spectral_norm, share)[row]
@@ -147,7 +147,7 @@ def _values(blocks: Sequence[Any], row: int) -> npt.NDArray[np.float64]:
 
 
 def _range_of_row(rows: Sequence[npt.NDArray[np.float64]]) -> list[float]:
-    """Return one range, with 0 in it, for the panels beside each other."""
+    """Return the range of the panels in a row, which includes 0."""
     values = np.concatenate([[0.0], *rows])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     margin = 0.08 * (high - low) or 1.0
@@ -182,7 +182,7 @@ def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix:
             )
     elif row == 2:
         figure.add_trace(go.Scatter(**common, mode="lines+markers", line={"color": ORANGE}, marker={"size": 6}))
-        # A straight line at 1, where gradients neither die nor explode.
+        # A line at 1, where gradients keep their length.
         figure.add_trace(
             go.Scatter(
                 x=[-0.6, len(blocks) - 0.4],
@@ -201,10 +201,10 @@ def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix:
 
 def _hover(block: Any) -> str:
     lines = [
-        f"<b>{plain(block.name)}</b> {plain(tuple(block.shape))}",
+        f"<b>{for_plotly(block.name)}</b> {for_plotly(tuple(block.shape))}",
         f"entropy {number(block.entropy)}, step {number(block.step)}",
         f"spectral norm {number(block.spectral_norm)}, trainability {number(block.trainability)}",
         f"complexity {number(block.complexity)}",
-        *(html.escape(str(finding)) for finding in getattr(block, "findings", ())),
+        *(for_plotly(finding, longest=200) for finding in getattr(block, "findings", ())),
     ]
     return "<br>".join(lines)

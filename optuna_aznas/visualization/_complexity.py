@@ -1,4 +1,4 @@
-"""Complexity against the aggregated rank, with the budget."""
+"""plot_complexity: rank score against complexity, with the budget."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.visualization._plotly import (
     RED,
     Figure,
@@ -14,29 +15,28 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._points import add_best_line, add_trials, in_density
 from optuna_aznas.visualization._scored import ScoredTrials
 
-TITLE = "Complexity against aggregated rank"
+TITLE = "Complexity against rank score"
 
 
 def plot_complexity(
     study: Study, *, budget: float | None = None, proxy: str = "complexity", max_points: int = 1000
 ) -> Figure:
-    """Plot the aggregated rank S of each trial over its complexity, with the best S that is to be had at each.
+    """Plot the rank score S of each trial against its complexity, with the best S up to each complexity.
 
     Args:
         study: The study.
-        budget: Where the line is drawn that networks should stay to the left of, in the unit of ``proxy``, above 0.
-        proxy: The proxy that stands for the cost: multiply-accumulates for the default.
-        max_points: How many trials are drawn one by one, at least 1: the best; the others appear as a density.
+        budget: The greatest complexity that is allowed, in the unit of ``proxy``, above 0; drawn as a vertical line.
+        proxy: Name of the proxy that measures the cost. The default is in multiply-accumulates.
+        max_points: Number of trials drawn as points, at least 1. The best are; the others are drawn as a density.
 
     Returns:
-        The figure. Its horizontal axis is logarithmic where the networks differ much. The line of the best S is that of
-        completed, feasible trials.
+        The figure. Its horizontal axis is logarithmic if the complexities differ by more than a factor of 20. The line
+        of the best S takes completed and feasible trials into account.
 
     Raises:
         ValueError: The study has no such proxy; ``budget`` is not above 0; or ``max_points`` is out of range.
@@ -51,13 +51,13 @@ def plot_complexity(
         return empty_figure(TITLE, "No scored trial yet.")
     if proxy not in scored.names:
         raise ValueError(f"proxy must be one of the study's proxies, {list(scored.names)}; got {proxy!r}.")
-    cost = scored.table[:, scored.names.index(proxy)]
+    cost = scored.proxy_scores[:, scored.names.index(proxy)]
     finite = np.isfinite(cost)
     scored, cost = scored.take(finite), cost[finite]
     if not len(scored):
-        return empty_figure(TITLE, f"No trial has a finite {plain(proxy)}.")
+        return empty_figure(TITLE, f"No trial has a finite {for_plotly(proxy)}.")
     log = bool(cost.min() > 0 and max(cost.max(), budget or 0.0) > 20 * cost.min())
-    low, _ = shown_range(scored.scores)
+    low, _ = shown_range(scored.rank_scores)
     bounds = (low, -0.04 * low)
     over = int(np.count_nonzero(cost > budget)) if budget else 0
     remarks = (
@@ -70,20 +70,20 @@ def plot_complexity(
         figure,
         scored,
         cost,
-        scored.scores,
+        scored.rank_scores,
         limit=max_points,
-        importance=scored.scores,
+        importance=scored.rank_scores,
         hover="trial %{customdata}<br>%{x:.4s}<br>S = %{y:.3f}",
         log_x=log,
         y_range=bounds,
     )
     rows = np.flatnonzero(scored.complete)
     if len(rows):
-        rows = rows[np.lexsort((-scored.scores[rows], cost[rows]))]
-        add_best_line(figure, cost[rows], scored.scores[rows], end=cost[rows][-1], name="best up to here")
+        rows = rows[np.lexsort((-scored.rank_scores[rows], cost[rows]))]
+        add_best_line(figure, cost[rows], scored.rank_scores[rows], end=cost[rows][-1], name="best up to here")
     figure.update_layout(
         xaxis=axis(title_text=_unit(proxy), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
-        yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds)),
+        yaxis=axis(title_text="rank score S (0 is best)", range=list(bounds)),
     )
     if budget:
         figure.add_vline(
@@ -93,4 +93,4 @@ def plot_complexity(
 
 
 def _unit(proxy: str) -> str:
-    return "complexity (multiply-accumulates)" if proxy == "complexity" else plain(proxy)
+    return "complexity (multiply-accumulates)" if proxy == "complexity" else for_plotly(proxy)

@@ -1,4 +1,4 @@
-"""The ranks of the trials under each proxy, as parallel coordinates."""
+"""plot_parallel_coordinate: the ranks of the trials under each proxy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.visualization._plotly import (
     COLORSCALE,
     Figure,
@@ -13,7 +14,6 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._scored import ScoredTrials, best_and_some, drawn_remark
@@ -22,15 +22,15 @@ TITLE = "Ranks under each proxy"
 
 
 def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
-    """Plot each trial's rank under each proxy as a line, coloured by the aggregated rank S.
+    """Plot each trial's rank under each proxy as a line, coloured by the rank score S.
 
-    The best of n trials has rank n, at the top. A trial with a high S has no low rank anywhere: that is what the
-    logarithm in S asks for. Draw a range on an axis to pick out lines.
+    The best of n trials has rank n, at the top. A trial with a high S has no low rank under any proxy, because S is a
+    sum of logarithms. Draw a range on an axis to select lines.
 
     Args:
         study: The study.
-        max_lines: How many trials are drawn, at least 2: half of them the best, and evenly some of the others. Ranks
-            are among all.
+        max_lines: Number of trials drawn, at least 2: half of them the best, the rest sampled evenly from the others.
+            Ranks are those among all trials.
 
     Returns:
         The figure.
@@ -44,15 +44,15 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
     scored = ScoredTrials.of(study)
     if not len(scored):
         return empty_figure(TITLE, "No scored trial yet.")
-    rows = best_and_some(scored.scores, max(2, max_lines))
+    rows = best_and_some(scored.rank_scores, max(2, max_lines))
     n, ranks = len(scored), scored.ranks[rows]
-    low, _ = shown_range(scored.scores)
+    low, _ = shown_range(scored.rank_scores)
     ticks = [1, n] if n > 1 else [1]
     dimensions = [
-        {"label": plain(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": ticks}
+        {"label": for_plotly(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": ticks}
         for name, column in zip(scored.names, ranks.T, strict=True)
     ]
-    s = np.clip(scored.scores[rows], low, 0.0)
+    s = np.clip(scored.rank_scores[rows], low, 0.0)
     s_ticks = np.linspace(low, 0.0, 5)
     s_axis = {
         "label": "S",

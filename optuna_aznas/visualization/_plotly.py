@@ -1,10 +1,8 @@
-"""Plotly, loaded when it is needed, and what all figures share: their look, and text that plotly cannot misread."""
+"""Imports plotly when it is needed; colours, axes, titles and number types that all figures share."""
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,17 +14,13 @@ if TYPE_CHECKING:
 
 Figure: TypeAlias = "go.Figure"
 
-#: Colours that keep apart for the colour-blind (Okabe and Ito).
+#: Colours that colour-blind people can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#9a9a9a"
 
-#: Light to dark, for S: the best stand out on white.
+#: Colours for S, from light to dark: the best trials are dark on a white background.
 COLORSCALE = "Viridis_r"
 
-#: Characters of remarks on one line, at the width that optuna-dashboard gives a figure.
-_LINE = 78
-
-#: How much of a text given by the user is shown.
-_LONGEST = 60
+_LINE = 78  # characters of remarks on one line, at the width that optuna-dashboard gives a figure
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#333333"}
 _AXIS = {"gridcolor": "#e8e8e8", "linecolor": "#bbbbbb", "zeroline": False, "automargin": True}
@@ -57,8 +51,8 @@ def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
     """Return an empty figure in the package's look.
 
     Args:
-        title: Plotly text; what a user has written must have been through :func:`plain`.
-        remarks: The same, for smaller lines below; empty ones are left out.
+        title: Plotly text. Text of a user must be escaped first, by :func:`~optuna_aznas._text.for_plotly`.
+        remarks: Plotly text for smaller lines below the title; empty remarks are left out.
     """
     lines: list[str] = []
     for remark in filter(None, remarks):
@@ -96,7 +90,7 @@ def axis(**properties: Any) -> dict[str, Any]:
 
 
 def empty_figure(title: str, message: str) -> Figure:
-    """Return a figure that says why there is nothing to see."""
+    """Return a figure that shows a message instead of data."""
     figure = new_figure(title)
     figure.update_layout(
         xaxis={"visible": False},
@@ -106,22 +100,10 @@ def empty_figure(title: str, message: str) -> Figure:
     return figure
 
 
-def plain(text: object) -> str:
-    """Return a user's text so that plotly shows it as it stands, cut to a length that fits.
-
-    Plotly reads some HTML, LaTeX between dollar signs, and ``%{...}`` in hover texts.
-    """
-    text = " ".join(str(text).split())
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 1] + "…"
-    escaped = html.escape(text, quote=True)
-    return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
-
-
 def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Return numbers in the smallest type that shows them: figures are stored in a database and sent to a browser.
+    """Return numbers in a small type, as figures are stored in a database and sent to a browser.
 
-    Whole numbers stay exact; others are rounded to seven digits.
+    Integers stay exact; floats are rounded to seven digits.
     """
     array = np.asarray(values)
     if array.dtype.kind in "iu":
@@ -133,7 +115,7 @@ def compact(values: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return an axis range that outliers do not stretch.
+    """Return an axis range without outliers.
 
     An outlier lies more than three times the distance between the quartiles beyond them ("far out", Tukey).
 
@@ -151,10 +133,3 @@ def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 def counted(n: int, what: str) -> str:
     """Return a number with its noun, or nothing for 0."""
     return f"{n:,} {what}" if n else ""
-
-
-def number(value: float) -> str:
-    """Return a number for a label."""
-    if math.isnan(value):
-        return "none"
-    return f"{value:.4g}".replace("inf", "∞").replace("-", "−")

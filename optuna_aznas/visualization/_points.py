@@ -1,4 +1,4 @@
-"""A scatter plot of trials that stays readable and quick however many there are."""
+"""Scatter plots of trials: the best as points, the others as a density, so that large studies stay quick."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _Floats = npt.NDArray[np.float64]
 _COLOURS = {"complete": BLUE, "pruned": ORANGE, "not feasible": RED, "failed": GREY}
 _SYMBOLS = {"complete": "circle", "pruned": "triangle-down", "not feasible": "x", "failed": "cross"}
 
-#: Cells of the density behind the points, across and up.
-_CELLS = (90, 50)
+_CELLS = (90, 50)  # cells of the density, horizontally and vertically
 
 
 def add_trials(
@@ -33,19 +32,19 @@ def add_trials(
 ) -> None:
     """Draw trials as points; of more than ``limit`` only the best, the others as a density behind them.
 
-    The drawing is SVG, not WebGL: a page of optuna-dashboard holds more figures than a browser grants WebGL contexts,
-    and machines without a graphics card may have none. With a bounded number of points it is as quick.
+    The points are drawn as SVG, not with WebGL: a page of optuna-dashboard has more figures than a browser allows WebGL
+    contexts, and machines without a graphics card may have no WebGL. As their number is bounded, SVG is as quick.
 
     Args:
-        figure: What is drawn on.
-        scored: The trials, n of them.
+        figure: The figure to draw on.
+        scored: The n trials.
         x: Shape (n,), finite.
         y: Shape (n,), finite.
-        limit: Points that are drawn one by one.
-        importance: What decides which, shape (n,), bigger is drawn first.
+        limit: Number of trials that are drawn as points.
+        importance: Shape (n,). The trials with the highest values are drawn as points.
         hover: Hover text, with plotly's ``%{x}``, ``%{y}`` and ``%{customdata}`` for the trial's number.
         log_x: Whether the horizontal axis is logarithmic.
-        y_range: What the vertical axis shows; the density is of that.
+        y_range: Range of the vertical axis. The density covers this range only.
     """
     go = graph_objects()
     order = np.argsort(importance, kind="stable")

@@ -1,4 +1,4 @@
-"""How much each proxy contributes to ranking what has been trained."""
+"""plot_proxy_importance: how much each proxy contributes to the ranking learned from trained values."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from typing import Any
 
 from optuna.study import Study
 
-from optuna_aznas.visualization._plotly import BLUE, Figure, axis, graph_objects, new_figure, plain
+from optuna_aznas._text import for_plotly
+from optuna_aznas.visualization._plotly import BLUE, Figure, axis, graph_objects, new_figure
 
 TITLE = "Proxy importance"
 
 
 def plot_proxy_importance(study: Study, **arguments: Any) -> Figure:
-    """Plot how much each proxy contributes to the ranking that is learned from trained trials.
+    """Plot how much each proxy contributes to the ranking that is learned from trained values.
 
     Args:
-        study: The study; some of its scored trials must have been trained.
-        arguments: Passed on to :func:`~optuna_aznas.proxy_importance`, which computes what is shown.
+        study: The study. Some of its scored trials must have a trained value.
+        arguments: Passed on to :func:`~optuna_aznas.proxy_importance`, which computes the importances.
 
     Returns:
-        The figure: a bar for each proxy with its standard deviation, the most important first.
+        The figure: a bar with the standard deviation for each proxy, the most important proxy first.
 
     Raises:
-        ValueError: Nothing has been trained.
+        ValueError: No trial has a trained value, or too few have.
         ImportError: Plotly is not installed.
     """
     from optuna_aznas import proxy_importance
@@ -34,7 +35,7 @@ def plot_proxy_importance(study: Study, **arguments: Any) -> Figure:
     figure.add_trace(
         go.Bar(
             x=[float(entry.mean) for entry in importance.values()],
-            y=[plain(name) for name in importance],
+            y=[for_plotly(name) for name in importance],
             error_x={"type": "data", "array": [float(entry.std) for entry in importance.values()], "color": "#555555"},
             orientation="h",
             marker={"color": BLUE},

@@ -1,4 +1,4 @@
-"""The proxies pairwise, with their rank correlation."""
+"""plot_proxy_pairs: each pair of proxies, with its rank correlation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from optuna.study import Study
 from scipy.stats import rankdata
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.visualization._plotly import (
     COLORSCALE,
     GREY,
@@ -22,7 +23,6 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._scored import ScoredTrials, best_and_some, drawn_remark
@@ -31,32 +31,29 @@ _Floats = npt.NDArray[np.float64]
 
 TITLE = "Proxies pairwise"
 
-#: With more proxies than this the panels would be too small to read, and only the correlations are shown.
-_MOST_PANELS = 5
-
-#: Gap between two panels, as a share of the figure.
-_GAP = 0.025
+_MOST_PANELS = 5  # proxies beyond which only the correlations are shown, as panels would be too small to read
+_GAP = 0.025  # between two panels, as a share of the figure
 
 
 def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_points: int = 4000) -> Figure:
     """Plot each proxy against each other, with Spearman's rank correlation over all scored trials.
 
-    Proxies that agree add little to each other; a negative correlation is a trade-off that the aggregated rank has to
-    strike. The points are coloured by S. Scores far below the others, and ``-inf``, are drawn in grey on the border.
+    Two proxies with a high correlation tell almost the same; with a negative correlation no network is the best under
+    both. The points are coloured by S. Outliers and ``-inf`` are drawn in grey on the border.
 
     Args:
         study: The study.
-        proxies: Names of the proxies to show, two or more; by default all. More than five are shown as a table of
-            correlations, without points.
-        max_points: How many points are drawn in all panels together, at least 1: half of them the best trials, and
-            evenly some of the others.
+        proxies: Names of the proxies to show, two or more; by default all. For more than five, the figure is a table of
+            correlations without points.
+        max_points: Number of points in all panels together, at least 1: half of them the best trials, the rest sampled
+            evenly from the others.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: ``proxies`` names one that the study does not have, or fewer than two; or ``max_points`` is out of
-            range.
+        ValueError: The study lacks one of ``proxies``; ``proxies`` has fewer than two names; or ``max_points`` is out
+            of range.
         ImportError: Plotly is not installed.
     """
     check_count("max_points", max_points)
@@ -69,7 +66,7 @@ def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_
         raise ValueError(f"proxies must be two or more of {list(scored.names)}; got {names}.")
     if len(names) < 2:
         return empty_figure(TITLE, "There is one proxy only.")
-    table = scored.table[:, [scored.names.index(name) for name in names]]
+    table = scored.proxy_scores[:, [scored.names.index(name) for name in names]]
     correlation = rank_correlation(table)
     if len(names) > _MOST_PANELS:
         return _correlations(scored, names, correlation)
@@ -79,7 +76,7 @@ def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_
 def rank_correlation(table: _Floats) -> _Floats:
     """Return Spearman's rank correlation of the columns of a table (n, m), shape (m, m).
 
-    NaN where a column is constant. ``-inf`` is a value like others: the lowest.
+    NaN for a constant column. ``-inf`` is the lowest value.
     """
     ranks = rankdata(table, axis=0)
     centred = ranks - ranks.mean(axis=0)
@@ -90,7 +87,7 @@ def rank_correlation(table: _Floats) -> _Floats:
 
 def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) -> Figure:
     figure = new_figure(f"{TITLE}: rank correlation", [*scored.summary(), "Spearman's ρ"])
-    labels = [plain(name) for name in names]
+    labels = [for_plotly(name) for name in names]
     figure.add_trace(
         graph_objects().Heatmap(
             x=labels,
@@ -110,7 +107,7 @@ def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) 
 def _panels(scored: ScoredTrials, names: list[str], table: _Floats, correlation: _Floats, max_points: int) -> Figure:
     m = len(names)
     pairs = list(itertools.combinations(range(m), 2))
-    rows = best_and_some(scored.scores, max(2, max_points // len(pairs)))
+    rows = best_and_some(scored.rank_scores, max(2, max_points // len(pairs)))
     ranges = [shown_range(column) if np.isfinite(column).any() else (-1.0, 1.0) for column in table.T]
     lows, highs = np.array(ranges).T
     inset = 0.02 * (highs - lows)
@@ -147,7 +144,7 @@ def _panels(scored: ScoredTrials, names: list[str], table: _Floats, correlation:
     figure.update_layout(
         coloraxis={
             "colorscale": COLORSCALE,
-            "cmin": shown_range(scored.scores)[0],
+            "cmin": shown_range(scored.rank_scores)[0],
             "cmax": 0,
             "colorbar": {"title": {"text": "S"}, "len": 0.5, "y": 1, "yanchor": "top", "thickness": 12},
         }
@@ -162,7 +159,7 @@ def _panel_axis(
         domain=domain,
         range=list(bounds),
         anchor=anchor,
-        title={"text": plain(name) if titled else "", "font": {"size": 11}},
+        title={"text": for_plotly(name) if titled else "", "font": {"size": 11}},
         showticklabels=titled,
         nticks=4,
         tickfont={"size": 9},
@@ -175,7 +172,7 @@ def _add_points(
     figure: Figure, scored: ScoredTrials, rows: npt.NDArray[np.int64], points: _Floats, suffix: str, inside: bool
 ) -> None:
     marker = {"size": 4, "opacity": 0.7}
-    colour = {"color": compact(scored.scores[rows]), "coloraxis": "coloraxis"} if inside else {"color": GREY}
+    colour = {"color": compact(scored.rank_scores[rows]), "coloraxis": "coloraxis"} if inside else {"color": GREY}
     figure.add_trace(
         graph_objects().Scatter(
             x=compact(points[:, 0]),

@@ -1,4 +1,4 @@
-"""The aggregated rank against what training gave."""
+"""plot_rank_against_value: the trained value against the rank score."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import kendalltau, spearmanr
 
 from optuna_aznas._arguments import check_callable, check_count
+from optuna_aznas._text import for_plotly
 from optuna_aznas.study.attributes import recorded_scores
 from optuna_aznas.visualization._plotly import (
     BLUE,
@@ -21,12 +22,11 @@ from optuna_aznas.visualization._plotly import (
     empty_figure,
     graph_objects,
     new_figure,
-    plain,
     shown_range,
 )
 from optuna_aznas.visualization._scored import ScoredTrials, best_and_some
 
-TITLE = "Aggregated rank against the trained value"
+TITLE = "Rank score against the trained value"
 
 
 def plot_rank_against_value(
@@ -36,20 +36,21 @@ def plot_rank_against_value(
     target_name: str | None = None,
     max_points: int = 2000,
 ) -> Figure:
-    """Plot the trained value of each completed trial over its aggregated rank S, with their rank correlation.
+    """Plot the trained value of each completed trial against its rank score S, with their rank correlation.
 
     Args:
-        study: The study. Without ``target`` it must have a single objective, and its trials recorded scores.
-        target: Returns the value of a completed trial, as in :mod:`optuna.visualization`. By default the objective's.
-        target_name: What the value is called; by default the objective's metric name, or ``"Objective Value"``.
-        max_points: How many points are drawn, at least 2: half of them the best by S, and evenly some of the others.
+        study: The study. Without ``target`` it must have a single objective and trials with recorded proxy scores.
+        target: Returns the value of a completed trial, as in :mod:`optuna.visualization`; the objective by default.
+        target_name: Name of the value; by default the objective's metric name, or ``"Objective Value"``.
+        max_points: Number of points, at least 2: half of them the best by S, the rest sampled evenly from the others.
 
     Returns:
-        The figure. Values that are not finite are left out, and counted in its title. Outliers do not stretch its axes;
-        a double click shows them.
+        The figure. Values that are not finite are left out and counted in the title. The axes do not extend to
+        outliers; a double click shows them.
 
     Raises:
-        ValueError: ``target`` is needed, or no function; or ``max_points`` is out of range.
+        ValueError: ``target`` is missing in a study with several objectives, or is not a function; or ``max_points`` is
+            out of range.
         ImportError: Plotly is not installed.
     """
     check_callable("target", target)
@@ -71,7 +72,7 @@ def plot_rank_against_value(
     rows, values = np.array(trained, dtype=int)[finite], values[finite]
     if not len(rows):
         return empty_figure(TITLE, "No scored trial has been trained yet.")
-    s = scored.scores[rows]
+    s = scored.rank_scores[rows]
     figure = new_figure(
         TITLE, [*_correlation(s, values), counted(int(np.count_nonzero(~finite)), "values not finite, left out")]
     )
@@ -102,9 +103,10 @@ def plot_rank_against_value(
             )
         )
     figure.update_layout(
-        xaxis=axis(title_text="aggregated rank S (0 is best)", range=[low, -0.03 * low or 1.0]),
+        xaxis=axis(title_text="rank score S (0 is best)", range=[low, -0.03 * low or 1.0]),
         yaxis=axis(
-            title_text=plain(target_name) + (f" ({direction})" if direction else ""), range=list(shown_range(values))
+            title_text=for_plotly(target_name) + (f" ({direction})" if direction else ""),
+            range=list(shown_range(values)),
         ),
     )
     return figure

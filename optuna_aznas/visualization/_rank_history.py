@@ -1,4 +1,4 @@
-"""The history of a search: the aggregated rank of each trial, and the best so far."""
+"""plot_rank_history: the rank score of each trial by number, and the best so far."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TITLE = "Search history"
 
 
 def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
-    """Plot the aggregated rank S of all scored trials by number, and the best so far.
+    """Plot the rank score S of all scored trials by number, and the best so far.
 
-    S is a rank among all scored trials of the study, so it is taken at one moment, now. Completed, pruned, failed
-    and infeasible trials are told apart; the best so far is that of completed, feasible ones.
+    S compares all trials that are in the study now, so later trials change the S of earlier ones. Completed, pruned,
+    failed and infeasible trials have markers of their own. The best so far is that of completed and feasible trials.
 
     Args:
         study: The study.
-        max_points: How many trials are drawn one by one, at least 1: the best; the others appear as a density.
+        max_points: Number of trials drawn as points, at least 1. The best are; the others are drawn as a density.
 
     Returns:
-        The figure. Outliers far below do not stretch its vertical axis; a double click shows them.
+        The figure. The vertical axis does not extend to low outliers; a double click shows them.
 
     Raises:
         ValueError: ``max_points`` is out of range.
@@ -43,18 +43,18 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
     scored = ScoredTrials.of(study)
     if not len(scored):
         return empty_figure(TITLE, "No scored trial yet.")
-    low, _ = shown_range(scored.scores)
+    low, _ = shown_range(scored.rank_scores)
     bounds = (low, -0.04 * low)  # S is at most 0
-    below = int(np.count_nonzero(scored.scores < low))
+    below = int(np.count_nonzero(scored.rank_scores < low))
     remarks = in_density(len(scored), max_points), counted(below, "below the axis (double click)")
     figure = new_figure(TITLE, [*scored.summary(), *remarks])
     add_trials(
         figure,
         scored,
         scored.numbers,
-        scored.scores,
+        scored.rank_scores,
         limit=max_points,
-        importance=scored.scores,
+        importance=scored.rank_scores,
         hover="trial %{customdata}<br>S = %{y:.3f}",
         y_range=bounds,
     )
@@ -63,12 +63,12 @@ def plot_rank_history(study: Study, *, max_points: int = 1000) -> Figure:
         add_best_line(
             figure,
             scored.numbers[rows],
-            scored.scores[rows],
+            scored.rank_scores[rows],
             end=scored.numbers[-1],
             name="best so far",
             hovertemplate="trial %{x}<br>S = %{y:.3f}<extra>best so far</extra>",
         )
     figure.update_layout(
-        xaxis=axis(title_text="trial"), yaxis=axis(title_text="aggregated rank S (0 is best)", range=list(bounds))
+        xaxis=axis(title_text="trial"), yaxis=axis(title_text="rank score S (0 is best)", range=list(bounds))
     )
     return figure

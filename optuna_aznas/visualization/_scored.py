@@ -1,4 +1,4 @@
-"""The scored trials of a study as the figures show them: ordered by number, each with its state."""
+"""ScoredTrials: the scored trials of a study as the figures show them, ordered by number, each with its state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import rankdata
 
-from optuna_aznas.study.attributes import is_feasible
+from optuna_aznas.aggregation import consensus_weights
 from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.visualization._plotly import counted
 
@@ -21,43 +21,51 @@ _Floats = npt.NDArray[np.float64]
 #: States of a scored trial, in the order in which they are drawn.
 STATES = ("failed", "pruned", "not feasible", "complete")
 
+#: Optuna's states in words.
+_WORDS = {
+    TrialState.COMPLETE: "completed",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoredTrials:
     """The scored trials of a study, by number.
 
     Attributes:
-        names: The proxies.
+        names: Names of the m proxies.
         trials: The n trials.
-        table: Their proxy scores, shape (n, m); NaN was replaced by ``-inf``.
-        scores: Their aggregated rank scores S, shape (n,).
-        states: One of :data:`STATES` for each.
-        without: Number of trials without proxy scores, by state.
+        proxy_scores: Their proxy scores, shape (n, m), ``-inf`` for NaN.
+        rank_scores: Their rank scores S, shape (n,).
+        states: The state of each, one of :data:`STATES`, shape (n,).
+        unscored: Number of trials without proxy scores, by state.
     """
 
     names: tuple[str, ...]
     trials: list[FrozenTrial]
-    table: _Floats
-    scores: _Floats
+    proxy_scores: _Floats
+    rank_scores: _Floats
     states: npt.NDArray[np.str_]
-    without: Counter[str]
+    unscored: Counter[TrialState]
 
     @classmethod
     def of(cls, study: Study) -> ScoredTrials:
         """Read a study as it is now."""
         history = StudyHistory.of(study)
-        order = np.argsort([trial.number for trial in history.trials], kind="stable").astype(int)
-        trials = [history.trials[i] for i in order]
-        every = Counter(trial.state.name.lower() for trial in study.get_trials(deepcopy=False))
-        if not trials:
+        if not len(history):
             optuna.logging.get_logger(__name__).warning("Study instance does not contain trials with proxy scores.")
         return cls(
             names=history.names,
-            trials=trials,
-            table=history.table[order] if trials else np.zeros((0, 0)),
-            scores=history.scores()[order],
-            states=np.array([_state(trial) for trial in trials], dtype=object),
-            without=every - Counter(trial.state.name.lower() for trial in trials),
+            trials=history.trials,
+            proxy_scores=history.proxy_scores,
+            rank_scores=history.rank_scores(),
+            states=np.array(
+                [_state(trial, f) for trial, f in zip(history.trials, history.feasible, strict=True)], dtype=object
+            ),
+            unscored=history.unscored,
         )
 
     def __len__(self) -> int:
@@ -68,8 +76,8 @@ class ScoredTrials:
         return dataclasses.replace(
             self,
             trials=[trial for trial, taken in zip(self.trials, mask, strict=True) if taken],
-            table=self.table[mask],
-            scores=self.scores[mask],
+            proxy_scores=self.proxy_scores[mask],
+            rank_scores=self.rank_scores[mask],
             states=self.states[mask],
         )
 
@@ -81,7 +89,12 @@ class ScoredTrials:
     @property
     def ranks(self) -> _Floats:
         """The ascending ranks under each proxy, shape (n, m): the best has n, ties share their average."""
-        return rankdata(self.table, axis=0)
+        return rankdata(self.proxy_scores, axis=0)
+
+    @property
+    def weights(self) -> _Floats:
+        """The weights of the proxies in S, shape (m,). See :func:`~optuna_aznas.aggregation.consensus_weights`."""
+        return consensus_weights(self.proxy_scores)
 
     @property
     def complete(self) -> npt.NDArray[np.bool_]:
@@ -89,21 +102,21 @@ class ScoredTrials:
         return self.states == "complete"
 
     def summary(self) -> list[str]:
-        """Return remarks for a title: the number of scored trials, and of trials left out for lack of scores."""
-        words = {"fail": "failed", "complete": "completed"}
-        without = ", ".join(f"{count:,} {words.get(state, state)}" for state, count in sorted(self.without.items()))
-        return [counted(len(self), "scored trials"), f"without scores: {without}" if without else ""]
+        """Return remarks for a title: the number of scored trials, and the number of trials without proxy scores."""
+        counts = ((self.unscored[state], word) for state, word in _WORDS.items())
+        unscored = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+        return [counted(len(self), "scored trials"), f"without proxy scores: {unscored}" if unscored else ""]
 
 
 def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
-    """Choose the points to draw: the best half of ``limit``, and an even sample of the others.
+    """Choose the points to draw: half of ``limit`` are the best points, the rest an even sample of the others.
 
     Args:
         order_by: The value to rank by, shape (n,), bigger is better.
-        limit: Number of points to choose, at least 2. All are chosen if there are no more.
+        limit: Number of points to choose, at least 2. If there are no more, all are chosen.
 
     Returns:
-        Positions, ascending by ``order_by``, so that the best are drawn last and lie on top.
+        Positions in ascending order of ``order_by``, so that the best points are drawn last, on top of the others.
     """
     order = np.argsort(order_by, kind="stable")
     if len(order) <= limit:
@@ -115,11 +128,11 @@ def best_and_some(order_by: _Floats, limit: int) -> npt.NDArray[np.int64]:
 
 
 def drawn_remark(n_drawn: int, n: int) -> str:
-    """Return a remark for a title that says how :func:`best_and_some` chose, or nothing where all are drawn."""
-    return f"{n_drawn:,} drawn: the best and evenly some of the others" if n_drawn < n else ""
+    """Return a remark for a title on the choice of :func:`best_and_some`; an empty string if all are drawn."""
+    return f"{n_drawn:,} drawn: the best, and a sample of the others" if n_drawn < n else ""
 
 
-def _state(trial: FrozenTrial) -> str:
-    if not is_feasible(trial):
+def _state(trial: FrozenTrial, feasible: bool) -> str:
+    if not feasible:
         return "not feasible"
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")

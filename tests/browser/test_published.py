@@ -91,7 +91,7 @@ def test_a_published_search(page, dashboard, storage):
     # Notes are shown as what they are: tables and lists, and a user's text as it stands.
     best = az.leaderboard(search, 3)
     open_page(page, f"{address}/studies/{numbers[studies.NASTY_NAME]}/note")
-    page.get_by_role("heading", name=f"{studies.NASTY_NAME}: the best by aggregated rank").wait_for()
+    page.get_by_role("heading", name=f"{studies.NASTY_NAME}: the best by rank score").wait_for()
     rows = page.locator("table tbody tr")
     assert rows.count() == 3
     for row, entry in zip(rows.all(), best, strict=True):
@@ -100,7 +100,7 @@ def test_a_published_search(page, dashboard, storage):
         assert cells[-1] == f"op={entry.params['op']}, width={entry.params['width']}"
     assert "optuna-aznas" not in page.locator("main").last.inner_text()  # our marks are not seen
     open_page(page, f"{address}/studies/{numbers[studies.NASTY_NAME]}/trials?numbers={best[0].number}")
-    page.get_by_role("heading", name="Place 1 of 48 by aggregated rank").wait_for()
+    page.get_by_role("heading", name="Place 1 of 48 by rank score").wait_for()
     page.get_by_text("Pruned").first.wait_for()
     page.get_by_text("Fail").first.wait_for()
     assert page.errors == []

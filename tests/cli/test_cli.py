@@ -153,7 +153,7 @@ def test_all_that_is_printed_is_within_the_budget(run, folder):
     assert printed
     assert all(row["complexity"] <= 60_000 for row in printed)
     study = study_of(folder)
-    over = [trial.number for trial in study.trials if trial.values[3] > 60_000]
+    over = [trial.number for trial in study.trials if trial.user_attrs["aznas:complexity"] > 60_000]
     assert over
     assert len(over) + len(printed) == 25
     assert study.user_attrs["aznas:budget"] == 60_000
@@ -165,7 +165,7 @@ def test_a_study_made_otherwise_has_no_budget(run, folder):
     study.optimize(lambda trial: (1.0, 1.0, 1.0, 1.0), n_trials=1)
     status, _, err = search(run, "--budget", "1M")
     assert status == 1
-    assert "was not made by this command" in err
+    assert "was not created by this command" in err
 
 
 def test_other_proxies(run, folder):
@@ -183,7 +183,7 @@ def test_a_space_that_fails(run, folder):
     assert out == ""
     assert "5 networks in a row could not be scored" in err
     assert "ArithmeticError: no such network" in err
-    assert len(study_of(folder, "broken").trials) == 5
+    assert optuna.get_all_study_names(f"sqlite:///{folder}/aznas.db") == []
 
 
 def test_interrupted(folder):
@@ -211,7 +211,7 @@ def test_interrupted(folder):
         finally:
             process.kill()
     assert process.returncode == 130, err
-    assert "the same command goes on" in err
+    assert "the same command continues the search" in err
     assert "Traceback" not in err
     assert out.startswith("place  trial")
     trials = study_of(folder, "announced").trials
@@ -299,7 +299,10 @@ def test_dashboard_publishes(run, folder, storage):
         (["score", "my_nets:make", "--input-shape", "5,8,8"], 1, "Sequential"),
         (["top"], 1, "there is no file 'aznas.db'"),
         (["top", "--format", "xml"], 2, "invalid choice: 'xml'"),
-        (["dashboard", "--port", "x"], 2, "whole number of at least 1"),
+        (["search", "nas_bench_201", "--seed", "-1"], 2, "whole number from 0 to 4294967295, not '-1'"),
+        (["search", "nas_bench_201", "--evaluator-seed", "-1"], 2, "whole number from 0 to 4294967295, not '-1'"),
+        (["dashboard", "--port", "x"], 2, "whole number from 1 to 65535"),
+        (["dashboard", "--port", "70000"], 2, "whole number from 1 to 65535"),
     ],
 )
 def test_what_goes_wrong(run, arguments, status, message):

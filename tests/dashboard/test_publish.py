@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -65,7 +66,7 @@ def test_publishing(storage):
     assert "<img" not in note.replace("\\<img", "")
     for entry in board:
         own = note_of(study, entry.number)
-        assert f"Place {entry.place} of 24 by aggregated rank: S = −{abs(entry.rank_score):.3f}" in own
+        assert f"Place {entry.place} of 24 by rank score: S = −{abs(entry.rank_score):.3f}" in own
         for name in study.metric_names:
             assert name in own
     assert sum(bool(note_of(study, trial.number)) for trial in study.trials) == 3
@@ -81,7 +82,7 @@ def test_publishing_again_replaces(storage):
     best = [entry.number for entry in az.leaderboard(study, 4)]
     assert not before <= set(best)
     assert len(figures(study)) == 4
-    assert note_of(study).count("the best by aggregated rank") == 1
+    assert note_of(study).count("the best by rank score") == 1
     noted = {trial.number for trial in study.trials if note_of(study, trial.number)}
     assert noted == set(best)
 
@@ -96,7 +97,7 @@ def test_notes_of_the_user_stay(storage):
     publish(study, n_best=2)
     publish(study, n_best=2)
     assert note_of(study).startswith("# My study\n\nDo not lose this.")
-    assert note_of(study).count("the best by aggregated rank") == 1
+    assert note_of(study).count("the best by rank score") == 1
     assert note_of(study, other) == f"my thoughts on {other}"
     assert note_of(study, best[0]).startswith(f"my thoughts on {best[0]}\n")
     # What falls off the leaderboard loses our part, and keeps the user's.
@@ -118,6 +119,27 @@ def test_a_study_with_trainings():
     place = values.index(board[0].values[0]) + 1
     assert f"place {place} of {len(values)} trained trials" in note_of(study, board[0].number)
     assert r"\<i\>own\<\/i\>" in note_of(study)
+
+
+def test_the_parts_of_a_rank_score_add_up_to_it():
+    study = az.create_study(study_name="s", proxies=["a", "b", "c"])
+    for i in range(40):
+        study.add_trial(
+            create_trial(values=[float(i), i + 5.0 * (i % 3), -float(i)])
+        )  # the third contradicts the others
+    publish(study, n_best=5)
+    assert "The weights are 1, except: c is not counted" in note_of(study)
+    for entry in az.leaderboard(study, 5):
+        rows = [line for line in note_of(study, entry.number).splitlines() if re.match(r"\| [abc] \|", line)]
+        parts = [float(row.split("|")[4].replace("−", "-")) for row in rows]
+        assert len(parts) == 3
+        assert sum(parts) == pytest.approx(entry.rank_score, abs=0.002)
+
+
+def test_all_weights_are_one():
+    study = studies.four_objectives(n=5)
+    publish(study)
+    assert "All weights are 1." in note_of(study)
 
 
 def test_what_stands_out():
@@ -184,7 +206,7 @@ def test_who_publishes_holds_the_lease_meanwhile(monkeypatch):
         return {}
 
     monkeypatch.setattr(_publish, "_figures", figures_while_another_asks)
-    monkeypatch.setattr(_lease, "_LASTS", math.inf)
+    monkeypatch.setattr(_lease, "_LASTS", 1e6)
     study = studies.four_objectives(n=10)
     publish(study)
     DashboardCallback(every=1)(study, study.trials[0])
@@ -228,6 +250,66 @@ def test_the_lease_of_a_dead_worker_ends(monkeypatch):
     assert clock.now >= _lease._LASTS
 
 
+@pytest.mark.parametrize(
+    "lease",
+    [
+        {"owner": "other", "until": 1e12},
+        {"owner": "other", "until": "soon"},
+        {"owner": "other", "until": None},
+        {"owner": 3, "until": 30.0},
+        {"until": 30.0},
+        {},
+        "other",
+        [1],
+        7,
+    ],
+)
+def test_a_malformed_lease_is_no_lease(monkeypatch, lease):
+    study = optuna.create_study()
+    clock = Clock()
+    monkeypatch.setattr(_lease, "time", clock)
+    _lease._write(study, lease)
+    with _lease.publishing(study, wait=False) as held:
+        assert held
+    assert clock.now < 1.0
+
+
+def test_a_lease_in_the_future_is_waited_for_within_bounds(monkeypatch):
+    study = optuna.create_study()
+    clock = Clock()
+    monkeypatch.setattr(_lease, "time", clock)
+    _lease._write(study, {"owner": "other", "until": 90.0})  # of a machine whose clock is ahead by half a minute
+    with _lease.publishing(study, wait=True) as held:
+        assert held
+    assert 90.0 <= clock.now < 95.0
+
+
+@pytest.mark.parametrize("noted", [7, "all", {"0": 1}, [None, True, "1", 2.5, -1, 10**6, "a trial"], None])
+def test_a_malformed_list_of_notes(noted):
+    study = studies.four_objectives(n=10)
+    publish(study, n_best=10)
+    last = az.leaderboard(study, 10)[-1].number
+    if isinstance(noted, list):
+        noted = [last if entry == "a trial" else entry for entry in noted]
+    study._storage.set_study_system_attr(study._study_id, _publish.NOTED_KEY, noted)
+    with pytest.warns(UserWarning, match="not a list of trial numbers"):
+        publish(study, n_best=1)
+    best = az.best_trials(study, 1)[0].number
+    assert note_of(study, best)
+    assert (note_of(study, last) == "") == isinstance(noted, list)  # it is removed if the list names the trial
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        publish(study, n_best=1)
+
+
+@pytest.mark.parametrize("budget", ["450M", [1], -1, 0, math.inf, True, {}])
+def test_a_malformed_budget_of_the_study_is_not_drawn(budget):
+    study = studies.four_objectives(n=10)
+    study.set_user_attr("aznas:budget", budget)
+    publish(study)
+    assert not figures(study)["aznas-complexity"]["layout"].get("shapes")
+
+
 def test_publishing_waits_for_another_worker_to_finish(monkeypatch):
     study = optuna.create_study()
     clock = Clock()
@@ -241,7 +323,7 @@ def test_publishing_waits_for_another_worker_to_finish(monkeypatch):
 
 def test_of_two_workers_that_ask_at_once_the_last_to_write_has_the_lease(monkeypatch):
     study = optuna.create_study()
-    other = {"owner": "other", "until": math.inf}
+    other = {"owner": "other", "until": 30.0}
     monkeypatch.setattr(_lease, "time", Clock(during_sleep=lambda: _lease._write(study, other)))
     assert not _lease._try_to_take(study, "first")
     assert _lease._owner(study) == "other"

@@ -14,9 +14,12 @@ from scipy import stats
 
 import optuna_aznas as az
 from optuna_aznas import visualization
+from optuna_aznas._text import for_plotly
 from tests import reference, studies
 
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
+
+AZNAS = ["expressivity", "progressivity", "trainability", "complexity"]
 
 OF_A_STUDY = [
     visualization.plot_rank_history,
@@ -188,7 +191,7 @@ def test_a_target_as_in_optuna(search):
 def test_importance_is_what_proxy_importance_says(trained):
     figure = visualization.plot_proxy_importance(trained)
     expected = az.proxy_importance(trained)
-    assert list(figure.data[0].y) == [visualization._plotly.plain(name) for name in expected]
+    assert list(figure.data[0].y) == [for_plotly(name) for name in expected]
     assert list(figure.data[0].x) == pytest.approx([entry.mean for entry in expected.values()])
     with pytest.raises(ValueError, match="trained"):
         visualization.plot_proxy_importance(optuna.create_study())
@@ -223,14 +226,14 @@ def test_nothing_to_show_yet(plot, caplog):
 
 @pytest.mark.parametrize("plot", OF_A_STUDY)
 def test_one_trial(plot):
-    study = az.create_study()
+    study = az.create_study(proxies=AZNAS)
     study.add_trial(create_trial(values=[1.0, 2.0, -math.inf, 4.0]))
     text = json.dumps(everything_in(plot(study)), allow_nan=False)
     assert "Infinity" not in text
 
 
 def test_nothing_but_dead_networks():
-    study = az.create_study()
+    study = az.create_study(proxies=AZNAS)
     study.add_trials([create_trial(values=[-math.inf] * 4) for _ in range(5)])
     for plot in OF_A_STUDY:
         json.dumps(everything_in(plot(study)), allow_nan=False)
