@@ -18,7 +18,7 @@ from optuna_aznas.proxies.feature_pass import run_features
 from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, plan_blocks
 from optuna_aznas.proxies.loss_pass import LossPass
 from optuna_aznas.proxies.model.draws import DrawsInCheckpointError
-from optuna_aznas.proxies.model.forward import internal_error, out_of_memory
+from optuna_aznas.proxies.model.forward import internal_error, is_out_of_memory, out_of_memory
 from optuna_aznas.proxies.model.isolation import Substitute, check_replaceable, scoring_mode
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
 from optuna_aznas.proxies.model.weights import is_transformer, substitute_state
@@ -210,11 +210,13 @@ class ProxyEvaluator:
                     raise
                 shared_draws = True
                 continue
-            except ProxyEvaluationError:
-                if not streamlined:  # else the model perhaps needs what was left out
+            except ProxyEvaluationError as error:
+                if not streamlined or is_out_of_memory(
+                    error.__cause__
+                ):  # else the model perhaps needs what was left out
                     raise
             except Exception as error:
-                if not streamlined:
+                if not streamlined or is_out_of_memory(error):
                     raise internal_error(error, subject.model) from error
             attempts.pop(0)
         raise AssertionError("the last attempt returns or raises")

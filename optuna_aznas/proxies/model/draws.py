@@ -161,7 +161,7 @@ RANDOM = {
         """,
         torch: """
             _sample_dirichlet _standard_gamma alpha_dropout alpha_dropout_ bernoulli binomial dropout dropout_
-            feature_alpha_dropout feature_alpha_dropout_ feature_dropout feature_dropout_ gru lstm multinomial
+            feature_alpha_dropout feature_alpha_dropout_ feature_dropout feature_dropout_ gru lstm miopen_rnn multinomial
             native_dropout normal poisson rand rand_like randint randint_like randn randn_like randperm rnn_relu
             rnn_tanh rrelu rrelu_
         """,

@@ -95,7 +95,7 @@ def internal_error(error: BaseException, model: nn.Module) -> ProxyEvaluationErr
     """Return the error for a defect of this package, as against one of the model."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" in {last[0].name} ({os.path.basename(last[0].filename)}, line {last[0].lineno})" if last else ""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ProxyEvaluationError(f"Memory ran out{place} while {type(model).__name__} was scored. {_SMALLER}")
     return ProxyEvaluationError(
         f"Scoring {type(model).__name__} failed{place}, not in its own code: {_said(error)} "
@@ -105,7 +105,7 @@ def internal_error(error: BaseException, model: nn.Module) -> ProxyEvaluationErr
 
 def out_of_memory(error: BaseException, what: str) -> ProxyEvaluationError | None:
     """Return the error for memory that ran out while ``what`` was made; ``None`` for any other error."""
-    if not _is_out_of_memory(error):
+    if not is_out_of_memory(error):
         return None
     return ProxyEvaluationError(f"There is not enough memory for {what}: {_said(error)} {_SMALLER}")
 
@@ -159,7 +159,8 @@ def _explain(
 _SMALLER = "Use a smaller batch_size or input_shape, or another device."
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, on whatever device, or a shape is beyond any."""
     said = str(error)
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)
@@ -195,7 +196,7 @@ _CONVOLUTIONS = {
 
 def _remedy(error: Exception, inputs: Any, otherwise: str) -> str:
     said = str(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _SMALLER
     if "target" in said.lower() and not isinstance(error, IndexError):
         return (
