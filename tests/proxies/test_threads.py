@@ -99,9 +99,7 @@ def test_alone_torchs_own_generator_is_seeded_and_put_back():
         assert torch.equal(torch.rand(4), first)
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_draws_under_a_checkpoint_are_repeated(reentrant):
+def test_draws_under_a_checkpoint_are_repeated():
     """torch repeats them by its global state, so that is what they must come from."""
 
     class Checkpointed(nn.Module):
@@ -112,8 +110,9 @@ def test_draws_under_a_checkpoint_are_repeated(reentrant):
             )
 
         def forward(self, x):
-            for layer in self.layers:
-                x = checkpoint(layer, x, use_reentrant=reentrant)
+            x = self.layers[0](x)
+            for layer in self.layers[1:]:
+                x = checkpoint(layer, x, use_reentrant=False)
             return x.mean((2, 3))
 
     scoring = evaluator(proxies=["gradient_norm", "naswot"], input_shape=(3, 8, 8))

@@ -110,9 +110,9 @@ class _OwnGenerators(TorchDispatchMode):
         generator = self._generators.get(kind)
         if generator is None:
             return func(*args, **kwargs)
-        takes = _with_generator(func)
-        if takes is not None:
-            return takes(*args, **kwargs, generator=generator)
+        if _with_generator(func) is not None:
+            func = _with_generator(func)
+            return func(*args, **kwargs, generator=generator)
         own = torch.default_generator if kind == "cpu" else torch.cuda.default_generators[generator.device.index or 0]
         state = own.get_state()  # the operator takes no generator: lend it the state of ours for this moment
         try:
@@ -161,9 +161,9 @@ RANDOM = {
         """,
         torch: """
             _sample_dirichlet _standard_gamma alpha_dropout alpha_dropout_ bernoulli binomial dropout dropout_
-            feature_alpha_dropout feature_alpha_dropout_ feature_dropout feature_dropout_ gru lstm miopen_rnn multinomial
-            native_dropout normal poisson rand rand_like randint randint_like randn randn_like randperm rnn_relu
-            rnn_tanh rrelu rrelu_
+            feature_alpha_dropout feature_alpha_dropout_ feature_dropout feature_dropout_ gru lstm miopen_rnn
+            multinomial native_dropout normal poisson rand rand_like randint randint_like randn randn_like randperm
+            rnn_relu rnn_tanh rrelu rrelu_
         """,
         Tensor: """
             bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal_ random_ uniform_

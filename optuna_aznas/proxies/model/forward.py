@@ -210,7 +210,7 @@ def _remedy(error: Exception, inputs: Any, otherwise: str) -> str:
             "Batch normalisation needs more than one value per channel: use batch_size of 2 or more, "
             "or a larger input_shape."
         )
-    if type(error).__name__ == "CheckpointError":
+    if type(error).__name__ == "CheckpointError" or "utils.checkpoint" in said:
         return "It computes activations anew in the backward pass: turn checkpointing off while it is scored."
     if "modified by an inplace operation" in said:
         return (

@@ -211,10 +211,10 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
                 if name not in now and (name in _REGISTRIES or isinstance(value, Tensor)):
                     now[name] = value
             for name in _REGISTRIES:
-                registry, was = now.get(name), contents.get(name)
-                if (registry or was) and not _same(registry, was):
+                registry, kept = now.get(name), contents.get(name)
+                if registry is not None and (registry or kept) and not _same(registry, kept):
                     registry.clear()
-                    registry.update(was or ())
+                    registry.update(kept or ())
 
 
 def _copy(registry: dict[Any, Any] | set[Any]) -> dict[Any, Any] | set[Any]:

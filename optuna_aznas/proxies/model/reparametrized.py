@@ -54,7 +54,8 @@ class Reparametrized:
                 vectors = [module._buffers.get(f"{hook.name}_{letter}") for letter in "uv"]
                 self._add(module._parameters[f"{hook.name}_orig"], vectors, _power(hook.reshape_weight_to_matrix))
         if parametrize.is_parametrized(module):
-            for name, chain in module.parametrizations.items():
+            parametrized: Any = module.parametrizations
+            for name, chain in parametrized.items():
                 self._owners[id(chain)] = (module, name)
                 self._find_in(f"{prefix}.{name}" if prefix else name, chain)
 
@@ -77,7 +78,7 @@ class Reparametrized:
                 if base is not None:
                     self._add(chain.original, [base, chain.original], _trivialised(base.shape))
                 elif step.orthogonal_map is parametrizations._OrthMaps.householder:
-                    self._add(chain.original, [chain.original], lambda weight, _, s=step: [s.right_inverse(weight)])
+                    self._add(chain.original, [chain.original], _householder(step.right_inverse))
 
     def _add(self, drawn: Tensor | None, following: list[Tensor | None], rule: _Rule) -> None:
         assert drawn is not None
@@ -100,7 +101,8 @@ class Reparametrized:
 def weight_place(module: nn.Module) -> tuple[dict[str, Any], str]:
     """Return the dict and the key in it that hold a layer's weight, or else what it is computed from."""
     if parametrize.is_parametrized(module, "weight"):
-        store = module.parametrizations["weight"]._parameters
+        parametrized: Any = module.parametrizations
+        store = parametrized["weight"]._parameters
         return store, "original" if "original" in store else "original1"
     names = ("weight", "weight_orig", "weight_v")
     return module._parameters, next((name for name in names if module._parameters.get(name) is not None), "weight")
@@ -109,6 +111,11 @@ def weight_place(module: nn.Module) -> tuple[dict[str, Any], str]:
 def _norms(dim: int | None) -> _Rule:
     """Weight normalisation: the norms of the drawn weight, so that the weight is what was drawn."""
     return lambda weight, _: [torch.norm_except_dim(weight, 2, -1 if dim is None else dim)]
+
+
+def _householder(decomposed: Callable[[Tensor], Tensor]) -> _Rule:
+    """An orthogonal weight as reflections: those of the drawn weight's QR decomposition."""
+    return lambda weight, _: [decomposed(weight)]
 
 
 def _power(as_matrix: Callable[[Tensor], Tensor]) -> _Rule:
