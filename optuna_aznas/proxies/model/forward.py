@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -150,7 +151,7 @@ def _explain(
     message += f"The model was given input of shape {given_shapes}"
     if last is not None:
         message += f"; the last block that ran, {last[0]!r}, gave {tuple(last[1])}"
-    remedy = _wrong_dimensions(model, inputs)
+    remedy = _wrong_dimensions(error, model, inputs)
     return ProxyEvaluationError(
         f"{message}. {remedy or _remedy(error, inputs, 'Check input_shape, or pass a real batch with inputs=.')}"
     )
@@ -168,10 +169,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     )
 
 
-def _wrong_dimensions(model: nn.Module, inputs: Any) -> str:
+def _wrong_dimensions(error: Exception, model: nn.Module, inputs: Any) -> str:
     """Return a remedy for a batch with a dimension too many or too few for a model's convolutions; else nothing."""
     kinds = {d for d in (1, 2, 3) if any(isinstance(m, _CONVOLUTIONS[d]) for m in model.modules())}
-    if not isinstance(inputs, Tensor) or len(kinds) != 1:
+    if not isinstance(inputs, Tensor) or len(kinds) != 1 or not _DIMENSIONS.search(str(error)):
         return ""
     (d,) = kinds
     sample = {1: "(channels, length)", 2: "(channels, height, width)", 3: "(channels, depth, height, width)"}[d]
@@ -186,6 +187,9 @@ def _wrong_dimensions(model: nn.Module, inputs: Any) -> str:
         return f"input_shape is the shape of one sample, {sample} for this model; {shape[1:]} lacks a dimension."
     return ""
 
+
+#: What torch says of an input with a dimension too many or too few.
+_DIMENSIONS = re.compile(r"\(batched\)|[Ee]xpected \dD|expected input\[")
 
 _CONVOLUTIONS = {
     1: (nn.Conv1d, nn.ConvTranspose1d),
