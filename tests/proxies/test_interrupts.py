@@ -78,7 +78,7 @@ class Injection:
         self.at, self.lines = at, 0
 
     def __call__(self, frame, event, arg):
-        if frame.f_code.co_name == "<lambda>" and "_dynamo" in frame.f_code.co_filename:
+        if frame.f_code.co_name in ("<lambda>", "_remove_id") and "_dynamo" in frame.f_code.co_filename:
             return None  # called when an object is freed: Python swallows what is raised there, whoever raises it
         if event == "line":
             self.lines += 1

@@ -107,16 +107,16 @@ class HeldSignals:
 
 
 def _is_in_model(frame: FrameType | None) -> bool:
-    """Whether the innermost frame is the model's code, or a layer's, and none of ours is between."""
-    if frame is None:
-        return False
-    innermost = frame.f_code.co_filename
-    if innermost == contextlib.__file__ or (innermost.startswith(_TORCH) and not innermost.startswith(_LAYERS)):
-        return False
+    """Whether the model's code, or a layer that it called, was interrupted: no frame on the way there is ours, and none
+    is of those parts of torch that change global state, such as its modes.
+    """
     while frame is not None:
         if frame.f_code is run_interruptible.__code__:
             return True
-        if frame.f_code.co_filename.startswith(_OURS):
+        file = frame.f_code.co_filename
+        if file.startswith(_OURS) or file == contextlib.__file__:
+            return False
+        if file.startswith(_TORCH) and not file.startswith(_LAYERS):
             return False
         frame = frame.f_back
     return False
