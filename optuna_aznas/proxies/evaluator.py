@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias, get_args
 
@@ -17,6 +17,8 @@ from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.feature_pass import run_features
 from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, plan_blocks
 from optuna_aznas.proxies.loss_pass import LossPass
+from optuna_aznas.proxies.model.draws import DrawsInCheckpointError
+from optuna_aznas.proxies.model.forward import internal_error, is_out_of_memory, out_of_memory
 from optuna_aznas.proxies.model.isolation import Substitute, check_replaceable, scoring_mode
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
 from optuna_aznas.proxies.model.weights import is_transformer, substitute_state
@@ -203,17 +205,32 @@ class ProxyEvaluator:
     def _score_repeat(self, subject: _Subject, seeds: Seeds) -> _Outcome:
         """Score a model with the draws of one repeat: streamlined if possible, else as it is written."""
         attempts = [False] if subject.transformer else [True, False]
-        for streamlined in attempts:
+        shared_draws = False
+        while attempts:
+            streamlined = attempts[0]
             try:
-                with self._prepared(subject, seeds, streamlined=streamlined) as context:
+                with self._prepared(subject, seeds, streamlined=streamlined, shared_draws=shared_draws) as context:
                     return self._compute(context, subject.plan, last_try=not streamlined)
-            except ProxyEvaluationError:
-                if not streamlined:  # else the model perhaps needs what was left out
+            except DrawsInCheckpointError:
+                if shared_draws:
                     raise
+                shared_draws = True
+                continue
+            except ProxyEvaluationError as error:
+                if not streamlined or is_out_of_memory(
+                    error.__cause__
+                ):  # else the model perhaps needs what was left out
+                    raise
+            except Exception as error:
+                if not streamlined or is_out_of_memory(error):
+                    raise internal_error(error, subject.model) from error
+            attempts.pop(0)
         raise AssertionError("the last attempt returns or raises")
 
     @contextmanager
-    def _prepared(self, subject: _Subject, seeds: Seeds, *, streamlined: bool) -> Iterator[ScoringContext]:
+    def _prepared(
+        self, subject: _Subject, seeds: Seeds, *, streamlined: bool, shared_draws: bool
+    ) -> Iterator[ScoringContext]:
         """Run the body with a model that is ready to run.
 
         Args:
@@ -222,9 +239,13 @@ class ProxyEvaluator:
             streamlined: Keep images and kernels with their channels last in memory, where pooling and normalisation on
                 a CPU take a third of the time, and leave out the running statistics of batch normalisation. A model may
                 object to either: with ``view`` on features, or by reading the statistics itself.
+            shared_draws: As ``shared`` of :func:`~optuna_aznas.proxies.model.draws.seeded_draws`.
         """
         model, modules, training = subject.model, subject.modules, not subject.transformer
-        with scoring_mode(modules.values(), training=training, seed=seeds.of("modes"), device=self.device):
+        seed = seeds.of("modes")
+        with scoring_mode(
+            modules.values(), training=training, seed=seed, device=self.device, shared_draws=shared_draws
+        ):
             state = substitute_state(
                 modules.items(),
                 init=("kaiming" if training else "trunc_normal") if self.init == "auto" else self.init,
@@ -273,7 +294,10 @@ class ProxyEvaluator:
         if self.inputs is None:
             assert self.input_shape is not None
             shape = (self.batch_size, *self.input_shape)
-            return arranged(torch.randn(shape, generator=generator, device=self.device, dtype=dtype))
+            try:
+                return arranged(torch.randn(shape, generator=generator, device=self.device, dtype=dtype))
+            except Exception as error:
+                raise out_of_memory(error, f"a batch of shape {shape}") or error from error
         return map_tensors(
             lambda t: arranged(
                 t.detach().to(device=self.device, dtype=dtype if t.is_floating_point() else None, copy=True)
@@ -303,6 +327,11 @@ def _checked(
             "or a real batch."
         )
     if input_shape is not None:
+        if not isinstance(input_shape, Iterable) or isinstance(input_shape, str):
+            raise ValueError(
+                "input_shape must be a sequence, the shape of one sample such as (3, 32, 32) for images; "
+                f"got {input_shape!r}."
+            )
         input_shape = tuple(input_shape)
         if not input_shape or not all(_is_int(size) and size >= 1 for size in input_shape):
             raise ValueError(

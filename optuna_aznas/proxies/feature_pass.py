@@ -32,6 +32,7 @@ from optuna_aznas.proxies.features.blocks import BlockPlan, candidates
 from optuna_aznas.proxies.features.cotangents import random_signs
 from optuna_aznas.proxies.features.hooks import run_blocks
 from optuna_aznas.proxies.features.wholegraph import NoGradientError, NotFoundError, run_whole
+from optuna_aznas.proxies.model.forward import is_out_of_memory
 from optuna_aznas.proxies.proxy import Needs, Proxy
 from optuna_aznas.proxies.scores import BlockScores
 
@@ -133,6 +134,8 @@ def _first_convincing(
         try:
             run = _run(attempt, context, proxies, needs)
         except ProxyEvaluationError as error:
+            if is_out_of_memory(error.__cause__):  # another attempt might fit, and scores must not depend on that
+                raise
             if isinstance(error, attempt.tolerated) and (worked or not isinstance(error, NoGradientError)):
                 continue
             if isinstance(error, NotFoundError):

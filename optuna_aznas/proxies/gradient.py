@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optuna_aznas.proxies.context import ScoringContext
 from optuna_aznas.proxies.loss_pass import LossPass, total
-from optuna_aznas.proxies.model.forward import call_model
+from optuna_aznas.proxies.model.forward import call_model, differentiate
 from optuna_aznas.proxies.model.isolation import Substitute, bypassed, substituted
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
 from optuna_aznas.proxies.model.weights import NORMS, with_gradients
@@ -40,7 +40,7 @@ def grasp(loss: LossPass) -> float:
         return math.nan
     energy = sum((g * g.detach()).sum() for g in tracked)
     assert isinstance(energy, Tensor)
-    products = torch.autograd.grad(energy, loss.weights, allow_unused=True)
+    products = differentiate(energy, loss.weights, where=f"the gradient of {type(loss.context.model).__name__}")
     return -total([(w * hg).sum() for w, hg in zip(loss.weights, products, strict=True) if hg is not None])
 
 
@@ -62,7 +62,7 @@ def synflow(context: ScoringContext) -> float:
     norms = [module for module in context.model.modules() if isinstance(module, NORMS)]
     with bypassed(norms), substituted(state):
         output = next(tensors_in(call_model(context.model, ones)))
-    found = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+    found = differentiate(output.sum(), weights, where=type(context.model).__name__)
     return total([(w * g).sum() for w, g in zip(weights, found, strict=True) if g is not None])
 
 

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from optuna_aznas.proxies.context import ScoringContext
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import Observer
-from optuna_aznas.proxies.model.forward import call_model
+from optuna_aznas.proxies.model.forward import call_model, differentiate
 from optuna_aznas.proxies.model.isolation import substituted
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
 from optuna_aznas.proxies.model.weights import with_gradients
@@ -62,7 +62,8 @@ class LossPass:
         leaves = [t for t in tensors_in(inputs) if t.requires_grad] if Needs.INPUT_GRADIENTS in needs else []
         if leaves:
             # Before the weights' gradients, which free the graph.
-            self.input_gradients = torch.autograd.grad(self._logits.sum(), leaves, retain_graph=True, allow_unused=True)
+            name = type(context.model).__name__
+            self.input_gradients = differentiate(self._logits.sum(), leaves, where=name, retain_graph=True)
 
     @cached_property
     def gradients(self) -> list[Tensor]:
@@ -98,7 +99,8 @@ class LossPass:
         else:
             labels = torch.randint(0, classes, (n,), generator=self._labels, device=logits.device)
             loss = nn.functional.cross_entropy(logits, labels)
-        found = torch.autograd.grad(loss, self.weights, create_graph=create_graph, allow_unused=True)
+        where = type(self.context.model).__name__
+        found = differentiate(loss, self.weights, where=where, create_graph=create_graph)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, found, strict=True)]
 
 

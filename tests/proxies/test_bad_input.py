@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
-from optuna_aznas.proxies import AZNAS, DEFAULT
+from optuna_aznas.proxies import ALL_PROXIES, AZNAS, DEFAULT, aznas
+from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from tests.proxies.test_contracts import Awkward, assert_same, random_states, snapshot
 
 #: The default proxies and the paper's.
@@ -220,6 +221,7 @@ def test_features_of_other_samples():
         ({"seed": None}, "seed must be an integer"),
         ({"input_shape": None}, "Exactly one of input_shape and inputs"),
         ({"inputs": torch.zeros(2, 3, 8, 8)}, "Exactly one of input_shape and inputs"),
+        ({"input_shape": 32}, r"input_shape must be a sequence.*\(3, 32, 32\).*got 32"),
         ({"input_shape": ()}, "input_shape must hold positive integers"),
         ({"input_shape": (3, 0, 8)}, "input_shape must hold positive integers"),
         ({"input_shape": None, "inputs": "a batch"}, "inputs must be a tensor"),
@@ -247,3 +249,163 @@ def test_what_is_no_model():
 def test_errors_leave_an_awkward_model_alone():
     with pytest.raises(ProxyEvaluationError):
         evaluate_untouched(Awkward(), input_shape=(5, 8, 8))
+
+
+def test_the_batch_dimension_in_input_shape():
+    model = nn.Sequential(stem(), block(), block())
+    with pytest.raises(
+        ProxyEvaluationError, match=r"without the batch dimension.*\(3, 8, 8\) instead of \(8, 3, 8, 8\)"
+    ):
+        evaluate_untouched(model, input_shape=(8, 3, 8, 8))
+    with pytest.raises(
+        ProxyEvaluationError, match=r"one sample, \(channels, height, width\).*\(8, 8\) lacks a dimension"
+    ):
+        evaluate_untouched(model, input_shape=(8, 8))
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(4, 4), (4,)), (nn.LSTM(4, 4), (5, 4))])
+def test_one_layer_as_the_model(layer, shape):
+    with pytest.raises(ProxyEvaluationError, match=r"No blocks found in .*It is a single layer.*two or more"):
+        evaluate_untouched(layer, input_shape=shape)
+
+
+def test_a_detector_that_needs_targets():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(stem(), block(), block())
+
+        def forward(self, images, targets=None):
+            if self.training:
+                torch._assert(targets is not None, "targets should not be none when in training mode")
+            return self.backbone(images)
+
+    with pytest.raises(ProxyEvaluationError, match=r"targets should not be none.*score its backbone") as caught:
+        evaluate_untouched(Detector(), proxies=["naswot"])
+    assert "Check input_shape" not in str(caught.value)
+
+
+def test_a_forward_with_two_arguments():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(stem(), block(), block())
+
+        def forward(self, x, y):
+            return self.layers(x + y)
+
+    with pytest.raises(ProxyEvaluationError, match=r"'y'.*inputs=: a tuple of positional"):
+        evaluate_untouched(Two(), proxies=["naswot"])
+
+
+class Overwrites(nn.Module):
+    """A residual chain without blocks in its tree, in which a tensor is overwritten that a gradient needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        x = self.a(x).sigmoid()
+        y = self.b(x).sigmoid()
+        z = y * 2
+        y += 1  # the gradient of sigmoid needs y
+        return self.head(self.c(z) + y)
+
+
+@pytest.mark.parametrize("proxies", [AZNAS_PROXIES, ["zico"], ["jacobian_covariance"], ["synflow"], ALL_PROXIES])
+def test_a_backward_pass_that_fails(proxies):
+    with pytest.raises(ProxyEvaluationError, match=r"backward pass through .* failed.*out of place") as caught:
+        evaluate_untouched(Overwrites(), input_shape=(6,), proxies=proxies)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+class Exhausted(torch.autograd.Function):
+    """Runs out of memory in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("proxies", [AZNAS_PROXIES, ["zico"], ["synflow"]])
+def test_memory_that_runs_out_in_the_backward_pass(proxies):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            x = x + Exhausted.apply(self.b(x)).relu()
+            return x + self.c(x).relu()
+
+    with pytest.raises(ProxyEvaluationError, match=r"backward pass .*OutOfMemoryError.*smaller batch_size") as caught:
+        evaluate_untouched(Net(), input_shape=(6,), proxies=proxies)
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("shape", [(3, 2**20, 2**20), (2**40, 2**40)])
+def test_an_input_shape_that_fits_no_memory(shape):
+    with pytest.raises(ProxyEvaluationError, match=r"not enough memory for a batch of shape .*smaller batch_size") as e:
+        evaluate_untouched(nn.Sequential(stem(), block(), block()), input_shape=shape)
+    assert isinstance(e.value.__cause__, RuntimeError)
+
+
+class Fourier(nn.Module):
+    """Complex numbers between its layers, or as its result."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.d, self.last = nn.Linear(8, 8, dtype=torch.complex64), last
+
+    def forward(self, x):
+        x = x + self.a(x).relu()
+        x = x + self.b(x).relu()
+        x = x + self.d(torch.fft.fft(x))
+        return x if self.last else self.c(x.real) + x.imag
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("proxies", [AZNAS_PROXIES, *([name] for name in ALL_PROXIES)])
+def test_complex_features(last, proxies):
+    """A score or a clear error, whatever is asked for."""
+    messages = []
+    for blocks in (None, ["a", "b", "d"]):
+        try:
+            evaluate_untouched(Fourier(last), input_shape=(8,), proxies=proxies, blocks=blocks)
+        except ProxyEvaluationError as error:
+            messages.append(str(error))
+    assert not [message for message in messages if "report it" in message]
+
+
+def test_a_defect_of_ours_is_not_blamed_on_the_model(monkeypatch):
+    def broken(self, block):
+        raise KeyError("a defect")
+
+    model = nn.Sequential(stem(), block(), block())
+    monkeypatch.setattr(aznas.BlockObserver, "__call__", broken)
+    for shown in (model, Overwrites()):
+        shape = (6,) if shown is not model else (3, 8, 8)
+        with pytest.raises(ProxyEvaluationError, match=r"failed in broken .*not in its own code.*report it") as caught:
+            evaluate_untouched(shown, input_shape=shape, proxies=["expressivity"])
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_error_under_a_mode_of_ours_is_the_models():
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(stem(), block(), block())
+
+        def forward(self, x):
+            return torch.einsum("ij,jk->ik", self.layers(x), x)
+
+    for proxies in (AZNAS_PROXIES, ["naswot"], ["attention"]):
+        with pytest.raises(ProxyEvaluationError, match=r"forward pass of Wrong failed in Wrong\.forward itself"):
+            evaluate_untouched(Wrong(), proxies=proxies)

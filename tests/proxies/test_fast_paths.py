@@ -146,9 +146,9 @@ def test_layouts_agree(monkeypatch):
     last = evaluator(model)
     prepared, ways = ProxyEvaluator._prepared, []
 
-    def as_written(self, subject, seeds, *, streamlined):
+    def as_written(self, subject, seeds, *, streamlined, **others):
         ways.append(streamlined)
-        return prepared(self, subject, seeds, streamlined=False)
+        return prepared(self, subject, seeds, streamlined=False, **others)
 
     monkeypatch.setattr(ProxyEvaluator, "_prepared", as_written)
     assert evaluator(model) == pytest.approx(last, rel=1e-9)

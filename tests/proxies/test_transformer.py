@@ -278,3 +278,38 @@ def test_weights_outside_convolutions_and_linear_layers_are_drawn_too():
         if make is Recurrent:  # the module's own list of weights is back
             lstm = model.layers[0].lstm
             assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("jacobian", ["moment", "least-squares"])
+def test_an_identity_block_is_left_out_of_a_transformers_trainability(jacobian):
+    """A convolutional network with one scores -inf."""
+
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 2, stride=2)
+            layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(2)]
+            self.layers = nn.ModuleList([layers[0], Idle(), layers[1]])
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).mT
+            for layer in self.layers:
+                x = layer(x)
+            return x.mean(1)
+
+    scores = ProxyEvaluator((3, 8, 8), batch_size=4, blocks="layers.*", jacobian=jacobian, device="cpu")(Tokens())
+    idle = next(block for block in scores.blocks if block.name == "layers.1")
+    assert math.isnan(idle.trainability)
+    others = [block.trainability for block in scores.blocks[1:] if block.name != "layers.1"]
+    assert all(map(math.isfinite, others))
+    assert math.isfinite(scores.trainability)
+    if jacobian == "moment":
+        assert scores.trainability == pytest.approx(sum(others) / len(others))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from optuna_aznas.proxies.features import layout
 from optuna_aznas.proxies.model.counting import MacCounter
+from optuna_aznas.proxies.model.forward import differentiate
 from optuna_aznas.proxies.model.isolation import Substitute, removing_hooks, substituted
 
 
@@ -167,7 +168,8 @@ class Reporter:
         cotangent = gradient = product = None
         if self.request.draw_cotangent is not None and source is not None:
             cotangent = self.request.draw_cotangent(feature)
-            product = partial(vector_jacobian_product, feature, source)
+            where = f"block {name!r} ({type(module).__name__})"
+            product = partial(vector_jacobian_product, feature, source, where=where)
             gradient = product(cotangent)
         since, self._macs_before = macs - self._macs_before, macs
         block = BlockPass(name, module, feature.detach(), cotangent, gradient, since, product, previous, layers)
@@ -182,10 +184,20 @@ class Reporter:
         return PassReport(self.macs, activations, tuple(self.names), connected)
 
 
-def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:
-    """Return a block's ``J^T v``: zeros where no gradient path leads from ``feature`` to ``source``."""
+def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor, *, where: str = "a block") -> Tensor:
+    """Return a block's ``J^T v``: zeros where no gradient path leads from ``feature`` to ``source``.
+
+    Args:
+        feature: The block's output.
+        source: What it started from.
+        cotangent: v, shaped as ``feature``.
+        where: The block, for the error message.
+
+    Raises:
+        ProxyEvaluationError: The backward pass failed.
+    """
     if not feature.requires_grad:  # for example a cell in which every operation is "none"
         return torch.zeros_like(source)
     # Retained, because parallel blocks share a piece of the graph. It is freed with the tensors in any case.
-    (gradient,) = torch.autograd.grad(feature, source, cotangent, allow_unused=True, retain_graph=True)
+    (gradient,) = differentiate(feature, source, cotangent, where=where, retain_graph=True)
     return torch.zeros_like(source) if gradient is None else gradient

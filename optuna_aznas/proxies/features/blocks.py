@@ -252,6 +252,8 @@ def has_weight(module: nn.Module) -> bool:
 def candidates(model: nn.Module) -> str:
     """Return a sentence for error messages that lists modules to choose as blocks."""
     names = [name for name, module in model.named_modules() if name and has_weight(module)]
+    if not names and has_weight(model):
+        return "It is a single layer, and the proxies compare features between layers: score a model of two or more."
     if not names:
         return "It has no module with a weight matrix or kernel at all."
     shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")

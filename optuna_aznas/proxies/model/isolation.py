@@ -7,6 +7,7 @@ look at when something was not restored.
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
 import threading
@@ -16,14 +17,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
+from optuna_aznas.proxies.model.draws import seeded_draws
+from optuna_aznas.proxies.model.interrupts import HeldSignals, call_held_handlers
 
 #: Serialises evaluations: much of what is changed is global to the process.
 _ONE_AT_A_TIME = threading.RLock()
 
+_POLL = 0.05  # seconds between two looks at the signals that came, while waiting for another thread's evaluation
+_FORK_WAIT = 60.0  # most seconds that a fork waits for the evaluation of another thread
+
 _MISSING = object()
+
+#: Where torch keeps its quantized layers.
+_QUANTIZED = tuple(
+    f"{package}.{name}quantized" for package in ("torch.ao.nn", "torch.nn") for name in ("", "intrinsic.")
+)
+
+#: Attributes of a module that hold what is registered with it: parameters, buffers, modules, hooks.
+_REGISTRIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
 
 
 class Substitute(NamedTuple):
@@ -86,43 +100,156 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def scoring_mode(modules: Iterable[nn.Module], *, training: bool, seed: int, device: torch.device) -> Iterator[None]:
+def scoring_mode(
+    modules: Iterable[nn.Module], *, training: bool, seed: int, device: torch.device, shared_draws: bool = False
+) -> Iterator[None]:
     """Run the body with ``modules`` in train or eval mode and every global setting fixed; restore all of it afterwards.
 
-    Parameters and buffers need no care here: scoring runs on substitutes
+    The values of parameters and buffers need no care here: scoring runs on substitutes
     (:func:`~optuna_aznas.proxies.model.weights.substitute_state`). Changed are the mode of each module; the global
-    random states of torch, numpy and Python, which all start from ``seed`` (dropout draws from them); and the settings
-    that change results: gradient mode, autocast and reduced precision of matrix products. Much of this is global to the
-    process, so threads take turns.
+    random states of numpy and Python, and torch's or generators in its place
+    (:func:`~optuna_aznas.proxies.model.draws.seeded_draws`), which all start from ``seed`` (dropout draws from them);
+    and the settings that change results: gradient mode, autocast and reduced precision of matrix products. What the
+    model's forward registers with its modules is removed again. Much of this is global to the process, so threads take
+    turns. Signals are held back wherever something is changed or restored (:class:`HeldSignals`).
+
+    What other threads draw meanwhile from the global generators of numpy and Python is drawn from the seeded ones, and
+    rewound: these cannot be told apart by thread. Give such threads a generator of their own.
+
+    Args:
+        modules: All modules of the model.
+        training: Their mode.
+        seed: The seed of what the model draws.
+        device: Where the model runs.
+        shared_draws: As ``shared`` of :func:`~optuna_aznas.proxies.model.draws.seeded_draws`.
     """
+    modules = list(modules)
     on_gpu = device.type == "cuda"
-    with _ONE_AT_A_TIME, ExitStack() as stack:
+    with HeldSignals(), _turn(), ExitStack() as stack:
         stack.enter_context(_numpy_and_python_random_states())
+        stack.enter_context(_registered(modules))
         stack.enter_context(_modules_in_mode(modules, training))
         stack.enter_context(_attributes(_numeric_settings()))
         if on_gpu:
             stack.enter_context(_one_thread())
         stack.enter_context(_without_fused_attention())
         stack.enter_context(_without_garbage_collection())
-        stack.enter_context(torch.random.fork_rng(devices=[device] if on_gpu else []))
+        stack.enter_context(seeded_draws(seed, device, shared=shared_draws))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         # Otherwise a GPU's backward passes run in a thread of their own, and waking it for every block can take longer
         # than launching the block's kernels.
         stack.enter_context(torch.autograd.grad_mode.set_multithreading_enabled(False))
+        stack.enter_context(_default_dtype(_precision_of(modules)))
         stack.enter_context(_without_compilation())
-        _seed_everything(seed, device)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         yield
 
 
-def _seed_everything(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until no other thread scores, and run the body while none does."""
+    lock = _ONE_AT_A_TIME  # a child process gets another
+    while not lock.acquire(timeout=_POLL):
+        call_held_handlers()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+#: Whether the fork that is going on has waited for its turn.
+_fork_has_turn = threading.local()
+
+
+def _before_fork() -> None:
+    """Wait for the evaluation of another thread: a child would keep the settings of its middle."""
+    _fork_has_turn.value = _ONE_AT_A_TIME.acquire(timeout=_FORK_WAIT)
+
+
+def _after_fork_in_parent() -> None:
+    if getattr(_fork_has_turn, "value", False):
+        _ONE_AT_A_TIME.release()
+
+
+def _after_fork_in_child() -> None:
+    """Renew the lock: a thread that holds it does not exist in the child."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+@contextmanager
+def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore what is registered with modules, and their attributes that are tensors.
+
+    A forward may fill a parameter or buffer that was ``None``, add a module or hook, or keep a tensor, as
+    :mod:`torch.nn.utils.prune` and the older ``weight_norm`` do with each forward's ``weight``.
+    """
+    before = []
+    for module in modules:
+        attributes = dict(module.__dict__)
+        contents = {name: _copy(attributes[name]) for name in _REGISTRIES if attributes.get(name)}
+        before.append((module.__dict__, attributes, contents))
+    try:
+        yield
+    finally:
+        for now, attributes, contents in before:
+            for name, value in list(now.items()):
+                was = attributes.get(name, _MISSING)
+                if value is not was and (name in _REGISTRIES or isinstance(value, Tensor) or isinstance(was, Tensor)):
+                    if was is _MISSING:
+                        del now[name]
+                    else:
+                        now[name] = was
+            for name, value in attributes.items():
+                if name not in now and (name in _REGISTRIES or isinstance(value, Tensor)):
+                    now[name] = value
+            for name in _REGISTRIES:
+                registry, kept = now.get(name), contents.get(name)
+                if registry is not None and (registry or kept) and not _same(registry, kept):
+                    registry.clear()
+                    registry.update(kept or ())
+
+
+def _copy(registry: dict[Any, Any] | set[Any]) -> dict[Any, Any] | set[Any]:
+    return dict(registry) if isinstance(registry, dict) else set(registry)
+
+
+def _same(registry: Any, was: Any) -> bool:
+    """Whether a registry holds the same objects as its copy in the same order."""
+    if was is None or len(registry) != len(was):
+        return False
+    if isinstance(registry, set):
+        return bool(registry == was)
+    return all(a == b and x is y for (a, x), (b, y) in zip(registry.items(), was.items(), strict=True))
+
+
+def _precision_of(modules: Iterable[nn.Module]) -> torch.dtype:
+    """Return the precision of a model's first tensor with one, half precision as single."""
+    for module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and tensor.is_floating_point():
+                return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return torch.float32
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have the model's precision, whatever the caller's default is."""
+    default = torch.get_default_dtype()
+    try:
+        if default != dtype:
+            torch.set_default_dtype(dtype)
+        yield
+    finally:
+        if default != dtype:
+            torch.set_default_dtype(default)
 
 
 @contextmanager
@@ -232,13 +359,18 @@ def check_replaceable(modules: Mapping[str, nn.Module]) -> None:
     """Refuse modules whose parameters cannot be replaced from outside.
 
     Raises:
-        ProxyEvaluationError: One of them is a TorchScript module or ``DataParallel``.
+        ProxyEvaluationError: One of them is a TorchScript module, quantized, or ``DataParallel``.
     """
     for name, module in modules.items():
         where = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise ProxyEvaluationError(
                 f"{where} is compiled by TorchScript, which fixes its weights. Score the module it was made from."
+            )
+        if any(kind.__module__.startswith(_QUANTIZED) for kind in type(module).__mro__):
+            raise ProxyEvaluationError(
+                f"{where} is quantized: its weights are packed integers, which can neither be drawn anew nor "
+                "differentiated. Score the model as it was before quantization."
             )
         if isinstance(module, nn.DataParallel):
             raise ProxyEvaluationError(f"{where} spreads a model over devices. Score the model itself, its .module.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.model.isolation import Substitute
+from optuna_aznas.proxies.model.reparametrized import Reparametrized, weight_place
 
 #: Layers with a weight matrix or kernel.
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
@@ -68,8 +69,9 @@ def substitute_state(
         modules: The model's modules by name, as ``named_modules`` yields them.
         init: ``"kaiming"``: weights of convolutions and linear layers are Kaiming-normal (fan-in, ReLU gain;
             He et al., 2015); ``"trunc_normal"``: they have standard deviation 0.02, cut at two of them (Dosovitskiy et
-            al., 2021). Both: biases 0, normalisation weights 1, running statistics fresh. Other parameters keep their
-            values. ``None``: everything does.
+            al., 2021). Both: biases 0, normalisation weights 1, running statistics fresh; a weight that is computed
+            from others, by weight or spectral normalisation or a parametrization, has these drawn. Other parameters
+            and masks of pruning keep their values. ``None``: everything does.
         generator: Source of the draws, on ``device``.
         device: Where the new tensors lie.
         channels_last: Whether tensors with four dimensions lie in memory as ``torch.channels_last`` says.
@@ -80,6 +82,7 @@ def substitute_state(
     places: list[tuple[dict[str, Any], str, Tensor]] = []
     recurrent: list[nn.RNNBase] = []
     for prefix, module in modules:
+        draw.enter(prefix, module)
         if isinstance(module, nn.RNNBase):
             recurrent.append(module)
         left_out = _STATISTICS if not running_statistics and _is_batch_norm(module) else ()
@@ -91,7 +94,7 @@ def substitute_state(
     values = draw.finish(generator)
     state = [Substitute(store, name, values[id(tensor)]) for store, name, tensor in places]
     for module in recurrent:  # they run on a list of their own
-        flat = [None if weight is None else values[id(weight)] for weight in module._flat_weights]
+        flat = [None if weight is None else values.get(id(weight), weight) for weight in module._flat_weights]
         state.append(Substitute(module.__dict__, "_flat_weights", flat))
     return state
 
@@ -104,6 +107,12 @@ class _StateDraw:
         self._values: dict[int, Tensor | None] = {}
         self._drawn: list[tuple[Tensor, float]] = []
         self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._reparametrized = Reparametrized()
+
+    def enter(self, prefix: str, module: nn.Module) -> None:
+        """Take note of a module, before its tensors are added."""
+        if self._init is not None and isinstance(module, _DRAWN):
+            self._reparametrized.find(prefix, module)
 
     def add(
         self, prefix: str, module: nn.Module, store: dict[str, Any], name: str, tensor: Tensor, *, left_out: bool
@@ -119,16 +128,22 @@ class _StateDraw:
             )
         if left_out:
             return
-        weighted = self._init is not None and isinstance(module, _DRAWN)
-        fresh = weighted or (self._init is not None and isinstance(module, NORMS))
-        kind = _kind(name) if weighted else name
-        if weighted and kind == "weight" and store is module._parameters:
-            self._drawn.append((tensor, _kaiming_std(module, tensor)))
+        if tensor in self._reparametrized:
+            return  # computed when the weights are drawn
+        owner, name_there = self._reparametrized.owner(module, name)
+        weighted = self._init is not None and isinstance(owner, _DRAWN) and store is module._parameters
+        fresh = weighted or (self._init is not None and isinstance(owner, NORMS))
+        kind = _kind(name_there) if weighted else name_there
+        if weighted and kind == "weight":
+            self._drawn.append((tensor, _kaiming_std(owner, tensor)))
         elif fresh and kind in _FRESH:
             key = (tensor.shape, _FRESH[kind], _full_precision(tensor.dtype))
-            if key not in self._constants or store is module._buffers:  # buffers are written to
-                self._constants[key] = torch.full(key[0], key[1], dtype=key[2], device=self._device)
-            self._values[id(tensor)] = self._constants[key]
+            constant = self._constants.get(key)
+            if constant is None or store is module._buffers:  # buffers are written to, so each is a tensor of its own
+                constant = torch.full(key[0], key[1], dtype=key[2], device=self._device)
+            if store is not module._buffers:
+                self._constants[key] = constant
+            self._values[id(tensor)] = constant
         elif tensor.is_meta:
             raise ProxyEvaluationError(
                 f"{_dotted(prefix, name)!r} lies on the meta device and is not drawn anew, so it has no "
@@ -144,6 +159,7 @@ class _StateDraw:
         """Draw the weights and return all substitutes by the identity of what they replace."""
         if self._init is not None:
             self._values |= _drawn(self._drawn, self._init, generator, self._device, self._channels_last)
+            self._values |= self._reparametrized.values(self._values, generator)
         return self._values
 
 
@@ -151,9 +167,11 @@ def layer_weights(model: nn.Module, state: Sequence[Substitute]) -> Iterator[tup
     """Yield each layer's weight with its place in the state; a tied one at each of its places."""
     places = {(id(s.store), s.name): i for i, s in enumerate(state)}
     for module in model.modules():
-        i = places.get((id(module._parameters), "weight"))
-        if i is not None and isinstance(module, WEIGHTED):
-            yield i, state[i].tensor
+        if isinstance(module, WEIGHTED):
+            store, name = weight_place(module)
+            i = places.get((id(store), name))
+            if i is not None:
+                yield i, state[i].tensor
 
 
 def with_gradients(
@@ -208,7 +226,7 @@ def _drawn(
     All weights come from one draw: dozens of small draws cost more than the numbers themselves.
     """
     sizes = [weight.numel() for weight, _ in weights]
-    flat = torch.empty(sum(sizes), device=device)
+    flat = torch.empty(sum(sizes), dtype=torch.float32, device=device)
     if init == "trunc_normal":
         nn.init.trunc_normal_(
             flat, 0.0, TRANSFORMER_STD, -2 * TRANSFORMER_STD, 2 * TRANSFORMER_STD, generator=generator
