@@ -150,7 +150,7 @@ class BlockObserver:
             measured = spectra[i]
             sigma, isometry, rank = measured if isinstance(measured, list) else [math.nan] * 3
             if differ[i] == 0.0:  # an identity
-                t = math.nan if self._skip_identities else -math.inf
+                t = isometry = rank = math.nan if self._skip_identities else -math.inf
             elif block.has_product and math.isnan(sigma):
                 t = -math.inf
             else:

@@ -9,8 +9,9 @@ singular values of a block's G:
 * Jacobian rank is the mean over the blocks of ``-sum_i p_i log p_i / log k``, where ``p_i = sigma_i / sum_j sigma_j``:
   the logarithm of the effective rank (Roy and Vetterli, EUSIPCO 2007) over that of the full rank, from 0 to 1.
 
-The decompositions are those of trainability, so both cost nothing beside it. Blocks with too few positions for an
-estimate of the whole spectrum are left out.
+As in trainability, a block that returns its input is -inf in a CNN: it keeps every gradient and computes nothing. The
+decompositions are those of trainability, so both cost nothing beside it. Blocks with too few positions for an estimate
+of the whole spectrum are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from optuna_aznas.proxies.scores import BlockScores
 
 
 def isometry(blocks: Sequence[BlockScores]) -> float:
-    """Return the mean of the blocks' isometries, at most 0; 0 where no block has one, NaN where one is not finite."""
+    """Return the mean of the blocks' isometries, at most 0: 0 where no block has one, NaN where a block is not finite."""
     return _mean(blocks, [block.isometry for block in blocks])
 
 

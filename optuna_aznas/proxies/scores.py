@@ -23,7 +23,8 @@ class BlockScores:
             a CNN.
         complexity: Multiply-accumulates of one sample since the feature before.
         isometry: Minus the mean of ``|log max(sigma_i, 0.001)|`` over all singular values of the mean Jacobian, at most
-            0. NaN for the stem, and where the batch has fewer than two positions for each channel.
+            0. NaN for the stem, and where the batch has fewer than two positions for each channel; ``-inf`` for an
+            identity in a CNN.
         jacobian_rank: Entropy of the normalised singular values over the logarithm of their number, from 0 to 1; NaN
             like ``isometry``.
 

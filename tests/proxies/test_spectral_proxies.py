@@ -196,3 +196,18 @@ class ViTLike(nn.Module):
 def test_a_class_token_does_not_hide_that_all_features_have_one_width():
     names = ["progressivity", "entropy_retention", "trainability", "isometry", "jacobian_rank"]
     assert tuple(ProxyEvaluator((3, 16, 16), device="cpu", proxies=names)(ViTLike())) == (0.0,) * 5
+
+
+def test_an_identity_block_is_minus_infinity():
+    class Same(nn.Module):
+        def forward(self, x):
+            return x + 0
+
+    def block(c_in, c_out):
+        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU())
+
+    model = nn.Sequential(block(3, 8), nn.Sequential(Same()), block(8, 8))
+    evaluator = ProxyEvaluator((3, 8, 8), device="cpu", blocks=["0", "1", "2"])
+    scores = evaluator(model)
+    assert scores.isometry == scores.jacobian_rank == -math.inf
+    assert math.isfinite(scores.blocks[2].isometry)
