@@ -83,13 +83,9 @@ def main() -> None:
     backbones = own_backbones() | backbones_of_transformers()
     scores = {name: evaluator(backbone) for name, backbone in backbones.items()}
     ranks = az.aggregate([list(score) for score in scores.values()])
-    print(f"{'backbone':16}{'S':>8}  {'expressivity':>13}{'progressivity':>15}{'trainability':>14}{'MACs':>10}  blocks")
+    print(f"{'backbone':16}{'S':>8}", *(f"{name:>18}" for name in evaluator.proxies), "  blocks")
     for rank, (name, score) in sorted(zip(ranks, scores.items(), strict=True), key=lambda pair: -pair[0]):
-        expressivity, progressivity, trainability, macs = score
-        print(
-            f"{name:16}{rank:8.3f}  {expressivity:13.2f}{progressivity:15.3f}{trainability:14.3f}{macs:10.3g}"
-            f"  {len(score.blocks)}"
-        )
+        print(f"{name:16}{rank:8.3f}", *(f"{value:18.4g}" for value in score), f"  {len(score.blocks)}")
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def main() -> None:
 
     print()
     for name, was, now in zip(before.scores.names, before.scores, after.scores, strict=True):
-        print(f"{name:14} {was:12.5g} -> {now:12.5g}")
+        print(f"{name:18} {was:12.5g} -> {now:12.5g}")
     findings = [sum(len(block.findings) for block in diagnosis.blocks) for diagnosis in (before, after)]
-    print(f"findings       {findings[0]:12d} -> {findings[1]:12d}")
+    print(f"findings           {findings[0]:12d} -> {findings[1]:12d}")
 
 
 if __name__ == "__main__":

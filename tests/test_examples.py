@@ -37,7 +37,7 @@ def test_refine_by_hand(tmp_path):
     printed = run(tmp_path, "refine_by_hand.py")
     assert "loses expressivity" in printed
     changes = {line.split()[0]: line.split()[1::2] for line in printed.splitlines() if " -> " in line}
-    for proxy in ("expressivity", "progressivity", "trainability"):
+    for proxy in ("expressivity", "entropy_retention"):
         before, after = map(float, changes[proxy])
         assert after > before, proxy
     assert float(changes["complexity"][1]) <= float(changes["complexity"][0])

@@ -25,7 +25,7 @@ from optuna_aznas.proxies.scores import BlockScores
 
 
 def isometry(blocks: Sequence[BlockScores]) -> float:
-    """Return the mean of the blocks' isometries, at most 0: 0 where no block has one, NaN where a block is not finite."""
+    """Return the mean of the blocks' isometries, at most 0; 0 where no block has one, NaN where one is not finite."""
     return _mean(blocks, [block.isometry for block in blocks])
 
 

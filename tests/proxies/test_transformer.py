@@ -305,7 +305,11 @@ def test_an_identity_block_is_left_out_of_a_transformers_trainability(jacobian):
                 x = layer(x)
             return x.mean(1)
 
-    scores = ProxyEvaluator((3, 8, 8), batch_size=4, blocks="layers.*", jacobian=jacobian, device="cpu")(Tokens())
+    evaluator = ProxyEvaluator(
+        (3, 8, 8), batch_size=4, blocks="layers.*", jacobian=jacobian, device="cpu", proxies=(*AZNAS, "isometry")
+    )
+    scores = evaluator(Tokens())
+    assert math.isfinite(scores.isometry)
     idle = next(block for block in scores.blocks if block.name == "layers.1")
     assert math.isnan(idle.trainability)
     others = [block.trainability for block in scores.blocks[1:] if block.name != "layers.1"]

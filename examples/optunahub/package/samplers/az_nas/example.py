@@ -31,7 +31,7 @@ def main() -> None:
     """Search, and print the best."""
     module = optunahub.load_local_module("samplers/az_nas", registry_root=str(REGISTRY))
     evaluator = az.ProxyEvaluator(input_shape=(3, 16, 16), seed=0)
-    study = optuna.create_study(directions=["maximize"] * 4, sampler=module.AZNASSampler(seed=0))
+    study = optuna.create_study(directions=["maximize"] * len(evaluator.proxies), sampler=module.AZNASSampler(seed=0))
     study.optimize(lambda trial: evaluator(build(trial)), n_trials=40)
     print(az.leaderboard(study, n=5))
 
