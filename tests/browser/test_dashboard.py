@@ -26,7 +26,8 @@ def objective(trial):
 
 def test_every_page_of_a_search_opens(page, dashboard, tmp_path):
     storage = f"sqlite:///{tmp_path}/nas.db"
-    study = az.create_study(study_name="search", storage=storage, seed=0)
+    proxies = ["expressivity", "progressivity", "trainability", "complexity"]
+    study = az.create_study(study_name="search", storage=storage, proxies=proxies, seed=0)
     study.optimize(objective, n_trials=60, catch=ArithmeticError)
     assert any(-math.inf in trial.values for trial in study.trials if trial.values)
     address = dashboard(storage)
