@@ -95,7 +95,7 @@ def test_ranking_equals_the_plain_formula():
     assert list(first.proxy_scores) == study.metric_names
     assert board.to_dicts()[0]["params_x"] == first.params["x"]
     lines = str(board).splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 8 + bool(min(board.weights.values()) < 1)
     assert lines[0].split() == ["place", "trial", "S", *study.metric_names, "params"]
     assert f"x={first.params['x']}" in lines[1]
 
@@ -374,3 +374,19 @@ def test_record_again_with_other_values_and_after_a_report():
 def test_record_numbers_beyond_floats():
     with pytest.raises(ValueError, match=r"proxy_scores\['a'\] must be a number"):
         az.record(optuna.create_study().ask(), {"a": 10**400})
+
+
+def test_a_leaderboard_names_the_proxy_that_counts_less():
+    study = az.create_study(proxies=["a", "b", "c"], sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def objective(trial):
+        x = trial.suggest_float("x", 0, 1)
+        return x, x**2, -x
+
+    study.optimize(objective, n_trials=40)
+    board = az.leaderboard(study, 3)
+    assert board.weights == {"a": 1.0, "b": 1.0, "c": 0.0}
+    assert str(board).splitlines()[-1] == "(c is not counted, as it ranks these networks against the other proxies)"
+    study = az.create_study(proxies=["a", "b"])
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 0.0), n_trials=12)
+    assert "counted" not in str(az.leaderboard(study))

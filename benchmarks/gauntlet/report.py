@@ -29,7 +29,7 @@ DRAWS = 20  # random sets of networks for each size, for the place of the pick
 DRAWN = (100, 300, 1000)  # their sizes
 
 #: S of the paper; the package's only aggregation, where it has none of that name.
-aggregate_aznas = getattr(aggregation, "aggregate_aznas", aggregation.aggregate)
+aggregate_aznas = aggregation.aggregate_aznas
 
 _SIZES = {
     "multiply-accumulates": "complexity",

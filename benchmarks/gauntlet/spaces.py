@@ -1,7 +1,7 @@
 """The spaces of the gauntlet: their networks, their subsets, and what training gave.
 
-Every space is scored with the evaluator's defaults; :attr:`Space.settings` has the two that a space of multi-layer
-perceptrons needs, a larger batch (a sample has one position only) and the names of its blocks.
+Every space is scored with the evaluator's defaults; :attr:`Space.settings` names the blocks of multi-layer perceptrons,
+which with one hidden layer have a single feature otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ HPOLIB_WIDTHS = (16, 32, 64, 128, 256, 512)
 HPOBENCH_WIDTHS = (16, 25, 40, 64, 101, 161, 256, 406, 645, 1024)
 ACTIVATIONS = ("relu", "tanh")
 
-MLP_BATCH = 50  # samples; no layer is as wide, which would make least squares singular
 TORCHVISION_PARAMETERS = 100e6  # models with more are left out
 AUTOFORMER_FILE = "autoformer_tiny_accuracy.json"
 AUTOFORMER_IMAGE = 224  # pixels a side
@@ -232,7 +231,7 @@ def _mlps(name: str) -> Space:
 
     def settings(key: str) -> dict[str, Any]:
         # The input, and every activation: indices 0, 2, 4, ... of the sequence.
-        return {"batch_size": MLP_BATCH, "blocks": [str(2 * i) for i in range(len(parts(key)[0]) + 1)]}
+        return {"blocks": [str(2 * i) for i in range(len(parts(key)[0]) + 1)]}
 
     return Space(
         name=name,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import numpy as np
 from optuna.study import Study
@@ -12,6 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_count
 from optuna_aznas._text import for_terminal, text_table
+from optuna_aznas.aggregation import consensus_weights
+from optuna_aznas.aggregation.consensus import describe_weights
 from optuna_aznas.study.history import StudyHistory
 
 
@@ -61,7 +64,19 @@ class LeaderboardEntry:
 
 
 class Leaderboard(tuple[LeaderboardEntry, ...]):
-    """The best trials of a study, best first: a tuple of :class:`LeaderboardEntry` that prints as a table."""
+    """The best trials of a study, best first: a tuple of :class:`LeaderboardEntry` that prints as a table.
+
+    Attributes:
+        weights: The weight of each proxy in S by name (:func:`~optuna_aznas.aggregation.consensus_weights`). A line
+            below the table names those that are less than 1.
+    """
+
+    weights: dict[str, float]
+
+    def __new__(cls, entries: Iterable[LeaderboardEntry] = (), weights: Mapping[str, float] | None = None) -> Self:
+        board = super().__new__(cls, entries)
+        board.weights = dict(weights or {})
+        return board
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return a flat dict for each entry, as ``pandas.DataFrame`` takes them.
@@ -89,7 +104,9 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
             proxies = [f"{value:.4g}" for value in entry.proxy_scores.values()]
             params = ", ".join(f"{for_terminal(name)}={for_terminal(value)}" for name, value in entry.params.items())
             rows.append([str(entry.place), str(entry.number), f"{entry.rank_score:.3f}", *proxies, params])
-        return "\n".join(text_table(rows, left=[len(rows[0]) - 1]))
+        lines = text_table(rows, left=[len(rows[0]) - 1])
+        reduced = describe_weights([for_terminal(name) for name in self.weights], list(self.weights.values()))
+        return "\n".join([*lines, f"({reduced})"] if reduced else lines)
 
 
 def leaderboard(study: Study, n: int = 10) -> Leaderboard:
@@ -103,7 +120,8 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
     check_count("n", n)
     history = StudyHistory.of(study)
     s = history.rank_scores()
-    return Leaderboard(
+    weights = dict(zip(history.names, consensus_weights(history.proxy_scores).tolist(), strict=True))
+    entries = (
         LeaderboardEntry(
             place=place,
             number=history.trials[i].number,
@@ -114,6 +132,7 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
         )
         for place, i in enumerate(_best_positions(history, n), start=1)
     )
+    return Leaderboard(entries, weights)
 
 
 def _column(proxy: str) -> str:
