@@ -211,8 +211,10 @@ def as_text(found: Sequence[Section]) -> str:
             for k, what in enumerate(each.what):
                 cells = [f"{value:.0f}" if not math.isnan(value) else "-" for value in place[:, k]]
                 out.append(f"{name:{width}s}{what:>17s}" + "".join(f"{cell:>9s}" for cell in cells))
-    out += ["", "The default S against the better of multiply-accumulates and parameters, mean over accuracies:"]
-    for each in found:
+    with_default = [each for each in found if DEFAULT_S in each.tau]  # without, if its proxies were not all named
+    if with_default:
+        out += ["", "The default S against the better of multiply-accumulates and parameters, mean over accuracies:"]
+    for each in with_default:
         s, size, which = each.against_size()
         out.append(f"{each.title:60s} {s:6.3f} {size:6.3f} ({which})  {'ahead' if s >= size else 'BELOW'}")
     return "\n".join(out)
@@ -231,6 +233,8 @@ def write_rst(found: Sequence[Section], folder: Path, command: str) -> None:
     header = ["networks", "S", "multiply-accumulates or parameters", "which", ""]
     body = []
     for each in found:
+        if DEFAULT_S not in each.tau:
+            continue
         s, size, which = each.against_size()
         body.append([each.title, f"{s:.3f}", f"{size:.3f}", which, "" if s >= size else "**below**"])
     note = "\n".join(["..", *(f"   {each.title}: {each.caption.split(';')[0]}" for each in found)])
