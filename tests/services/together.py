@@ -68,7 +68,7 @@ def prepare_search():
     from optuna_aznas.spaces import BUILT_IN
 
     torch.set_num_threads(1)
-    BUILT_IN["nas_bench_201"] = BUILT_IN["nas_bench_201"]._replace(first={"op_0_1": "nor_conv_3x3"})
+    BUILT_IN["nas_bench_201"] = BUILT_IN["nas_bench_201"]._replace(first=lambda: {"op_0_1": "nor_conv_3x3"})
 
 
 def main(folder, number, task):
