@@ -265,3 +265,26 @@ def test_best_breaks_ties_by_number_not_by_the_order_of_finishing():
         history.update(study)
     assert [trial.number for trial in history.best(4)] == [0, 1, 2, 3]
     assert [trial.number for trial in az.best_trials(study, 4)] == [0, 1, 2, 3]
+
+
+def test_a_trial_that_finishes_while_the_study_is_read_again_is_taken_once(monkeypatch):
+    """At the first recorded proxy scores all trials are read again; another worker may finish one at that moment."""
+    study = optuna.create_study()
+    late, first = study.ask(), study.ask()
+    for trial in (late, first):
+        az.record(trial, {"a": float(trial.number), "b": 1.0})
+    study.tell(first, 1.0)
+    real, calls = study.get_trials, []
+
+    def get_trials(**arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            study.tell(late, 2.0)
+        return real(**arguments)
+
+    monkeypatch.setattr(study, "get_trials", get_trials)
+    history = StudyHistory()
+    history.update(study)
+    history.update(study)
+    assert len(calls) >= 2
+    assert sorted(trial.number for trial in history.trials) == [0, 1]

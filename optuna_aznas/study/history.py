@@ -91,7 +91,8 @@ class StudyHistory:
                 # The first recorded proxy scores: objective values, which were taken for them so far, no longer count.
                 self._uses_recorded = True
                 self._clear()
-                self._add(study, [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()])
+                # What other workers have finished since that reading comes with the next one, and must not come twice.
+                self._add(study, [t for t in study.get_trials(deepcopy=False) if self._reader.has_returned(t)])
             else:
                 self._add(study, finished)
             return finished, self._unfinished

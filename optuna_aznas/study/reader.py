@@ -37,6 +37,10 @@ class TrialReader:
         self._unfinished = {trial.number: _optuna.trial_id(trial) for trial in unfinished}
         return [trial for trial in trials if trial.state.is_finished()], unfinished
 
+    def has_returned(self, trial: FrozenTrial) -> bool:
+        """Whether :meth:`read` has returned this trial as finished."""
+        return trial.number < self._next and trial.number not in self._unfinished
+
     def _one_by_one(self, study: Study, own: FrozenTrial | None) -> list[FrozenTrial] | None:
         """Return the trials that were unfinished and those that are new; ``None`` if more than ``_FEW`` are new."""
         ids = list(self._unfinished.values())

@@ -159,9 +159,10 @@ def test_calls_that_fail_are_tried_again(database, monkeypatch, caplog, name):
         study.optimize(objective, n_trials=2)
     assert len(calls) > 3
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
-    [line] = [record.getMessage() for record in caplog.records if record.name == "optuna_aznas.storage"]
-    assert "trying again for up to 5 s" in line
-    assert "hunter22" not in line
+    lines = [record.getMessage() for record in caplog.records if record.name == "optuna_aznas.storage"]
+    assert 1 <= len(lines) <= 3  # one an outage; on a busy machine a heartbeat that succeeds ends one
+    assert all("trying again for up to 5 s" in line for line in lines)
+    assert not any("hunter22" in line for line in lines)
 
 
 def test_patience_ends(tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ def check(study, n_complete):
     trials = study.get_trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert len(complete) >= n_complete
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.RUNNING}
+    failed = [trial for trial in trials if trial.state not in (TrialState.COMPLETE, TrialState.RUNNING)]
+    assert not failed, failed
     # Every finished trial has its scores, as they were computed.
     table = []
     for trial in complete:
