@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import PartialFixedSampler
 from optuna.samplers._base import _process_constraints_after_trial
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
+
+#: What storages raise where a finished trial is changed: in early versions of Optuna 4 a plain RuntimeError.
+UpdateFinishedTrialError: type[RuntimeError] = getattr(optuna.exceptions, "UpdateFinishedTrialError", RuntimeError)
 
 _FIXED_PARAMS_KEY = "fixed_params"  # system attribute of a trial that enqueue_trial has queued
 _CONSTRAINTS_KEY = "constraints"  # system attribute of a trial, up to Optuna 4

@@ -27,10 +27,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
+
+from optuna_aznas._optuna import UpdateFinishedTrialError
 
 _LOG = logging.getLogger(__name__)
 

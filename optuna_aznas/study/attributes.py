@@ -7,11 +7,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial
 
-from optuna_aznas._optuna import constraint_values, has_reported
+from optuna_aznas._optuna import UpdateFinishedTrialError, constraint_values, has_reported
 
 #: User attribute: proxy name -> proxy score. Plain JSON: a score that is not finite is a string such as ``"-inf"``.
 SCORES_KEY = "aznas:scores"

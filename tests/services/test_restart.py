@@ -21,12 +21,13 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import _cached_storage
 from optuna.trial import TrialState
 
 import optuna_aznas as az
 from optuna_aznas import storage as storages
+from optuna_aznas._optuna import UpdateFinishedTrialError
 from tests.services import workers
 
 
