@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -39,7 +40,7 @@ def best_trials(study: Study, n: int = 10) -> list[FrozenTrial]:
     """
     check_count("n", n)
     history = StudyHistory.of(study)
-    return [history.trials[i] for i in _best_positions(history, n)]
+    return [history.trials[i] for i in _best_positions(history, history.rank_scores(), n)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
             values=tuple(history.trials[i].values),
             params=dict(history.trials[i].params),
         )
-        for place, i in enumerate(_best_positions(history, n), start=1)
+        for place, i in enumerate(_best_positions(history, s, n), start=1)
     )
     return Leaderboard(entries, weights)
 
@@ -141,10 +142,10 @@ def _column(proxy: str) -> str:
     return f"proxy_{proxy}" if taken else proxy
 
 
-def _best_positions(history: StudyHistory, n: int) -> list[int]:
+def _best_positions(history: StudyHistory, s: npt.NDArray[np.float64], n: int) -> list[int]:
     """Return positions in ``history.trials`` of the ``n`` completed and feasible trials with the highest S, best
     first; ties by number.
     """
-    order = np.lexsort((np.array([trial.number for trial in history.trials]), -history.rank_scores()))
+    order = np.lexsort((np.array([trial.number for trial in history.trials]), -s))
     shown = (int(i) for i in order if history.trials[i].state == TrialState.COMPLETE and history.feasible[i])
     return list(itertools.islice(shown, n))

@@ -65,19 +65,6 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("my_nets", None)
 
 
-@pytest.fixture
-def run(folder, capsys):
-    """Run a command in this process; returns exit status, standard output and standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = cli.main(arguments)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
 def search(run, *more, trials=6):
     options = ["--input-shape", "3,8,8", "--trials", str(trials), "--device", "cpu", "--seed", "0"]
     return run("search", "my_nets:build", *options, *more)

@@ -12,7 +12,6 @@ import optuna
 import pytest
 
 import optuna_aznas as az
-from optuna_aznas import cli
 from optuna_aznas.spaces import BUILT_IN, BuiltIn
 from tests import studies
 
@@ -83,17 +82,6 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for name in ("talkative", "leaving"):
         sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def run(folder, capsys):
-    def call(*arguments):
-        capsys.readouterr()
-        status = cli.main(arguments)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def shell(command, **env):

@@ -180,8 +180,8 @@ def test_a_handler_that_the_model_sets_stays():
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_while_another_thread_scores():
-    """The main thread need not wait for its turn."""
+def scoring_thread():
+    """Return a thread that has begun to score, and the event that lets it end."""
     entered, leave = threading.Event(), threading.Event()
 
     def score():
@@ -192,6 +192,12 @@ def test_ctrl_c_while_another_thread_scores():
     thread = threading.Thread(target=score)
     thread.start()
     entered.wait(60)
+    return thread, leave
+
+
+def test_ctrl_c_while_another_thread_scores():
+    """The main thread need not wait for its turn."""
+    thread, leave = scoring_thread()
     timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
     timer.start()
     try:
@@ -207,17 +213,8 @@ def test_ctrl_c_while_another_thread_scores():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_child_forked_while_a_thread_scores_can_score(monkeypatch):
-    entered, leave = threading.Event(), threading.Event()
     monkeypatch.setattr(isolation, "_FORK_WAIT", 0.1)
-
-    def score():
-        with isolation.scoring_mode([], training=True, seed=0, device=torch.device("cpu")):
-            entered.set()
-            leave.wait(60)
-
-    thread = threading.Thread(target=score)
-    thread.start()
-    entered.wait(60)
+    thread, leave = scoring_thread()
     child = os.fork()
     if child == 0:
         got = isolation._ONE_AT_A_TIME.acquire(timeout=5)
