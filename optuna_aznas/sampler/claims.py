@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from optuna_aznas._optuna import queued_params, set_trial_system_attr
-from optuna_aznas.study.attributes import architecture_params, recorded_architecture
+from optuna_aznas.study.attributes import recorded_names
 from optuna_aznas.study.values import Description, describe
 
 if TYPE_CHECKING:
@@ -79,18 +79,22 @@ def expected_architecture(
 ) -> Description:
     """Return the architecture that an unfinished trial has, or is expected to have, as far as it is known.
 
+    A database reads a trial in several statements. What was read of a trial that records at this moment may be its
+    parameters without the last one, and then the names that it recorded, the last one's too: its claim has that one.
+
     Args:
         trial: The trial.
         space: Distributions of parameters that it has not suggested yet, as far as they are known.
         hyperparameters: Names of parameters that are no architecture's.
     """
-    if recorded_architecture(trial) is not None:
-        return describe(architecture_params(trial), trial.distributions)
     claimed = trial.system_attrs.get(CLAIM_KEY)
     readable = claimed.items() if isinstance(claimed, Mapping) else ()
     expected = {name: text for name, text in readable if isinstance(text, str)}
     expected |= describe(queued_params(trial), space)
     expected |= describe(trial.params, trial.distributions)
+    names = recorded_names(trial)
+    if names is not None:
+        return {name: expected[name] for name in names if name in expected}
     return {name: text for name, text in expected.items() if name not in hyperparameters}
 
 

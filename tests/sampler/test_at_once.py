@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+
 import optuna
 import pytest
+import sqlalchemy.event
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -66,6 +69,39 @@ def test_a_first_trial_is_claimed_before_it_is_taken():
     value = study.ask().suggest_categorical("x", OPERATIONS[:3])
     assert len(claimed) == 1
     assert claimed[0] != {"x": repr(value)}
+
+
+def test_a_trial_is_read_while_it_records(tmp_path):
+    """A database reads a trial in several statements. Between two of them the other worker suggests and records."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(directions=["maximize"] * 2, storage=url, sampler=az.AZNASSampler(seed=0))
+    rival = optuna.load_study(study_name=study.study_name, storage=url).ask()
+    trial = study.ask()
+    storage = study._storage._backend
+    claimed = []
+
+    class Race(type(storage)):
+        def set_trial_system_attr(self, trial_id, key, value):
+            if not claimed:
+                claimed.append(value)
+                super().set_trial_system_attr(rival._trial_id, key, value)
+            super().set_trial_system_attr(trial_id, key, value)
+
+    storage.__class__ = Race
+    recorded = []
+
+    @sqlalchemy.event.listens_for(storage.engine, "before_cursor_execute")
+    def between_parameters_and_attributes(connection, cursor, statement, parameters, *_):
+        if claimed and not recorded and "FROM trial_user_attributes" in statement and rival._trial_id in parameters:
+            recorded.append(claimed[0]["x"])
+            value = ast.literal_eval(claimed[0]["x"])
+            rival.study.sampler = optuna.samplers.PartialFixedSampler({"x": value}, optuna.samplers.RandomSampler())
+            rival.suggest_categorical("x", OPERATIONS[:3])
+            az.record(rival, {"a": 1.0})
+
+    value = trial.suggest_categorical("x", OPERATIONS[:3])
+    assert recorded
+    assert value != rival.params["x"]
 
 
 def test_a_claim_ends_with_the_values_that_were_suggested():
