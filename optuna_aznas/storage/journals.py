@@ -1,7 +1,7 @@
 """Journals, in a file or in Redis.
 
-* **Torn files.** A last line torn by a crash or a full disk is removed before the next record is appended; with Optuna's
-  storage the file is unreadable from then on.
+* **Torn files.** A last line torn by a crash or a full disk is removed before the next record is appended. Optuna's
+  own storage cannot read the file from then on.
 * **Restarts of Redis.** A command that fails because the connection is lost is tried again, for a bounded time.
 """
 

@@ -113,12 +113,13 @@ class RetryingStorage(BaseStorage):
     _retries: Retries
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        method = super().set_trial_state_values  # type: ignore[safe-super]
         calls = 0
 
         def set_state() -> bool:
             nonlocal calls
             calls += 1
-            return super(RetryingStorage, self).set_trial_state_values(trial_id, state, values)  # type: ignore[safe-super]
+            return method(trial_id, state, values)
 
         try:
             return self._retries(set_state)
@@ -132,12 +133,13 @@ class RetryingStorage(BaseStorage):
             raise
 
     def delete_study(self, study_id: int) -> None:
+        method = super().delete_study  # type: ignore[safe-super]
         calls = 0
 
         def delete() -> None:
             nonlocal calls
             calls += 1
-            super(RetryingStorage, self).delete_study(study_id)  # type: ignore[safe-super]
+            method(study_id)
 
         try:
             self._retries(delete)

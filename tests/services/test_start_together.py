@@ -102,6 +102,22 @@ def test_enqueued_trials_are_taken_once(url, tmp_path):
     assert [trial.params["x"] for trial in trials] == list(range(40))
 
 
+@pytest.mark.crash
+@pytest.mark.parametrize("sides", [(6, 6), (3, 3, 3)], ids=str)
+@pytest.mark.parametrize("url", STORAGES, indirect=True)
+def test_no_architecture_is_scored_twice(url, tmp_path, sides):
+    """Five rounds of six workers with one seed; together they score most of a small space."""
+    trials_each = 4
+    for number in range(5):
+        name = f"round-{number}"
+        tasks = [["crowd", url, name, sides, trials_each]] * WORKERS
+        check_all_ended_well(together.start(tmp_path / name, tasks))
+        trials = all_trials(url, name)
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * WORKERS * trials_each
+        scored = [tuple(trial.params[f"p{i}"] for i in range(len(sides))) for trial in trials]
+        assert len(set(scored)) == len(scored), name
+
+
 # The steps of a start, one after the other, in the order in which they go wrong.
 
 SETTINGS = {"proxies": ("a", "b"), "budget": None, "evaluator_seed": 0}

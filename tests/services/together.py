@@ -40,6 +40,25 @@ def take(url, trials):
     _open(url, "enqueued").optimize(_score, n_trials=trials)
 
 
+def crowd(url, name, sides, trials):
+    """Score architectures of a small space, each worker with the same seed."""
+    import optuna
+
+    import optuna_aznas as az
+    from optuna_aznas.cli._storage import open_storage
+
+    def objective(trial):
+        params = [trial.suggest_int(f"p{i}", 1, side) for i, side in enumerate(sides)]
+        az.record(trial, {"a": float(sum(params)), "b": float(params[0] - params[-1])})
+        return trial.suggest_float("lr", 0.0, 1.0)
+
+    study = optuna.create_study(
+        study_name=name, storage=open_storage(url, must_exist=False), direction="maximize", load_if_exists=True,
+        sampler=az.AZNASSampler(seed=0),
+    )  # fmt: skip
+    study.optimize(objective, n_trials=trials)
+
+
 def _open(url, name):
     import optuna_aznas as az
     from optuna_aznas.cli._storage import open_storage
@@ -82,7 +101,7 @@ def main(folder, number, task):
     Path(folder, f"ready-{number}").touch()
     while not Path(folder, "go").exists():
         time.sleep(0.001)
-    return {"create": create, "take": take, "search": search}[name](*arguments)
+    return {"create": create, "take": take, "crowd": crowd, "search": search}[name](*arguments)
 
 
 if __name__ == "__main__":
