@@ -103,17 +103,16 @@ def test_enqueued_trials_are_taken_once(url, tmp_path):
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("sides", [(6, 6), (3, 3, 3)], ids=str)
 @pytest.mark.parametrize("url", STORAGES, indirect=True)
-def test_no_architecture_is_scored_twice(url, tmp_path, sides):
-    """Five rounds of six workers with one seed; together they score most of a small space."""
-    trials_each = 4
-    for number in range(5):
-        name = f"round-{number}"
-        tasks = [["crowd", url, name, sides, trials_each]] * WORKERS
-        check_all_ended_well(together.start(tmp_path / name, tasks))
+def test_no_architecture_is_scored_twice(url, tmp_path):
+    """Five rounds of six workers with one seed, which together score most of a small space."""
+    rounds = [f"round-{number}" for number in range(5)]
+    folder, sides, n_trials = tmp_path / "barrier", (3, 3, 3), 4
+    task = ["crowd", url, rounds, str(folder), WORKERS, sides, n_trials]
+    check_all_ended_well(together.start(folder, [task] * WORKERS))
+    for name in rounds:
         trials = all_trials(url, name)
-        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * WORKERS * trials_each
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * WORKERS * n_trials
         scored = [tuple(trial.params[f"p{i}"] for i in range(len(sides))) for trial in trials]
         assert len(set(scored)) == len(scored), name
 

@@ -6,6 +6,7 @@ Each imports what it needs, says that it is ready, and begins when the file ``go
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -40,8 +41,8 @@ def take(url, trials):
     _open(url, "enqueued").optimize(_score, n_trials=trials)
 
 
-def crowd(url, name, sides, trials):
-    """Score architectures of a small space, each worker with the same seed."""
+def crowd(url, rounds, folder, n_workers, sides, n_trials):
+    """Score architectures of a small space, each worker with the same seed; the workers begin each round together."""
     import optuna
 
     import optuna_aznas as az
@@ -52,11 +53,15 @@ def crowd(url, name, sides, trials):
         az.record(trial, {"a": float(sum(params)), "b": float(params[0] - params[-1])})
         return trial.suggest_float("lr", 0.0, 1.0)
 
-    study = optuna.create_study(
-        study_name=name, storage=open_storage(url, must_exist=False), direction="maximize", load_if_exists=True,
-        sampler=az.AZNASSampler(seed=0),
-    )  # fmt: skip
-    study.optimize(objective, n_trials=trials)
+    for name in rounds:
+        Path(folder, f"{name}-{os.getpid()}").touch()
+        while len(list(Path(folder).glob(f"{name}-*"))) < n_workers:
+            time.sleep(0.001)
+        study = optuna.create_study(
+            study_name=name, storage=open_storage(url, must_exist=False), direction="maximize", load_if_exists=True,
+            sampler=az.AZNASSampler(seed=0),
+        )  # fmt: skip
+        study.optimize(objective, n_trials=n_trials)
 
 
 def _open(url, name):
