@@ -188,12 +188,14 @@ class _Worker:
     """One worker process, as its caller sees it."""
 
     def __init__(self) -> None:
-        paths = [path or os.getcwd() for path in sys.path]
+        self.surroundings = _surroundings()
+        folder, path = self.surroundings
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", f"from {__name__} import _serve; _serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
         self._function: bytes | None = None  # the last one sent
@@ -253,16 +255,28 @@ class _Worker:
 _idle: list[_Worker] = []  # those that were used last are at the end
 
 
+def _surroundings() -> tuple[str, str]:
+    """Return the folder and the search path in which a worker that is started now looks for modules."""
+    folder = os.getcwd()
+    return folder, os.pathsep.join(path or folder for path in sys.path)
+
+
 def _take_idle() -> _Worker | None:
-    with contextlib.suppress(IndexError):
-        return _idle.pop()
-    return None
+    """Return a worker that waits for a call; those that look for modules elsewhere are ended."""
+    while True:
+        try:
+            worker = _idle.pop()
+        except IndexError:
+            return None
+        if worker.surroundings == _surroundings():
+            return worker
+        worker.end()
 
 
 @atexit.register
 def _end_idle() -> None:
-    while (worker := _take_idle()) is not None:
-        worker.end()
+    while _idle:
+        _idle.pop().end()
 
 
 if hasattr(os, "register_at_fork"):
