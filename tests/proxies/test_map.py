@@ -132,6 +132,21 @@ def test_workers_are_used_again_with_another_evaluator(evaluator):
     assert set(_workers._idle) == before
 
 
+def test_workers_look_for_modules_where_the_caller_does(evaluator, tmp_path, monkeypatch):
+    list(evaluator.map(builders([4]), n_workers=2))
+    (tmp_path / "just_written.py").write_text("def width():\n    return 6\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def imports():
+        import just_written
+
+        assert os.getcwd() == str(tmp_path)
+        return build(just_written.width())
+
+    assert list(evaluator.map([imports], n_workers=2)) == [evaluator(build(6))]
+
+
 def test_what_cannot_be_sent_is_said(evaluator):
     locked = build(4)
     locked.lock = threading.Lock()
