@@ -69,10 +69,11 @@ class AZNASSampler(BaseSampler):
         candidate_filter: Called with a candidate's parameters before it is proposed; if it returns ``False``, the
             candidate is dropped and another tried. It is not called for the trials before the first is scored, whose
             parameters are not known yet, and does not see parameters that no parent has.
-        candidate_scorer: Bayesian optimisation: called with a candidate's parameters, returns its proxy scores in any
-            form that :func:`~optuna_aznas.record` takes. It is given a value for every architecture parameter of the
-            study, so that it need not know which of them the candidate has. A candidate for which it raises is left
-            out, with a warning. What it returns is kept while the process lives.
+        candidate_scorer: Bayesian optimisation: a :class:`~optuna_aznas.CandidateScorer`, or another function that is
+            called with a candidate's parameters and returns its proxy scores in any form that
+            :func:`~optuna_aznas.record` takes. It is given a value for every architecture parameter of the study, so
+            that it need not know which of them the candidate has. A candidate for which it raises is left out, with a
+            warning. What it returns is kept while the process lives.
         n_candidates: Bayesian optimisation: number of new candidates for each trial, at least 1. With
             ``candidate_scorer`` this many networks are scored for each one that is trained.
         n_startup_trainings: Bayesian optimisation: number of trained trials before the model counts, at least 1. Until
