@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from optuna_aznas import _workers
+from optuna_aznas._arguments import check_n_workers
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.scores import ProxyScores
 
@@ -42,11 +42,10 @@ def outcomes_of(
     The other arguments, and what is raised, are those of :meth:`ProxyEvaluator.map
     <optuna_aznas.ProxyEvaluator.map>`.
     """
+    check_n_workers(n_workers)
     if n_workers is None:
         n_workers = _default_n_workers(device)
-    if isinstance(n_workers, bool) or not isinstance(n_workers, int | np.integer) or n_workers < 0:
-        raise ValueError(f"n_workers must be an integer of at least 0; got {n_workers!r}.")
-    return _outcomes(function, arguments, int(n_workers), show_progress_bar)
+    return _outcomes(function, arguments, n_workers, show_progress_bar)
 
 
 def _outcomes(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from optuna.trial import BaseTrial, FixedTrial
 
-from optuna_aznas._arguments import check_callable
+from optuna_aznas._arguments import check_n_workers
 
 
 class _Evaluator(Protocol):
@@ -30,7 +30,7 @@ class CandidateScorer:
         n_workers: As in :meth:`ProxyEvaluator.map() <optuna_aznas.ProxyEvaluator.map>`.
 
     Raises:
-        ValueError: ``build`` or ``evaluator`` is not callable.
+        ValueError: ``build`` is not callable, ``evaluator`` no evaluator, or ``n_workers`` out of range.
 
     Example:
         >>> import optuna_aznas as az
@@ -42,10 +42,11 @@ class CandidateScorer:
     def __init__(
         self, build: Callable[[BaseTrial], Any], evaluator: _Evaluator, *, n_workers: int | None = None
     ) -> None:
-        for name, value in (("build", build), ("evaluator", evaluator)):
-            if value is None:
-                raise ValueError(f"{name} must be callable; got None.")
-            check_callable(name, value)
+        if not callable(build):
+            raise ValueError(f"build must be callable; got {build!r}.")
+        if not callable(evaluator) or not callable(getattr(evaluator, "map", None)):
+            raise ValueError(f"evaluator must be a ProxyEvaluator; got {evaluator!r}.")
+        check_n_workers(n_workers)
         self._build = build
         self._evaluator = evaluator
         self._n_workers = n_workers

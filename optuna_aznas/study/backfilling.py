@@ -9,7 +9,6 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import BaseTrial, FixedTrial
 
-from optuna_aznas._arguments import check_callable
 from optuna_aznas.study.attributes import as_attributes
 from optuna_aznas.study.late import LateAttributes, lacks_scores, store_late
 
@@ -66,9 +65,8 @@ def backfill(
     from optuna_aznas.proxies.many import outcomes_of
 
     for name, function in (("build", build), ("evaluator", evaluator)):
-        if function is None:
-            raise ValueError(f"{name} must be callable; got None.")
-        check_callable(name, function)
+        if not callable(function):
+            raise ValueError(f"{name} must be callable; got {function!r}.")
     trials, _ = LateAttributes().update(study, study.get_trials(deepcopy=False))
     trials = [trial for trial in trials if lacks_scores(trial)]
     outcomes = outcomes_of(

@@ -118,5 +118,9 @@ def test_it_pickles():
 def test_arguments():
     with pytest.raises(ValueError, match="build must be callable; got None"):
         az.CandidateScorer(None, Evaluator())
-    with pytest.raises(ValueError, match="evaluator must be callable; got 3"):
+    with pytest.raises(ValueError, match="evaluator must be a ProxyEvaluator; got 3"):
         az.CandidateScorer(build, 3)
+    with pytest.raises(ValueError, match="evaluator must be a ProxyEvaluator"):
+        az.CandidateScorer(build, Evaluator().__call__)
+    with pytest.raises(ValueError, match="n_workers must be an integer of at least 0"):
+        az.CandidateScorer(build, Evaluator(), n_workers=1.5)
