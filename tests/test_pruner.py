@@ -295,3 +295,64 @@ def test_keep_everything():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         az.AZNASPruner(**arguments)
+
+
+TRAINING_PRUNERS = {
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2),
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "hyperband": lambda: optuna.pruners.HyperbandPruner(1, 9),
+    "percentile": lambda: optuna.pruners.PercentilePruner(30.0, n_startup_trials=2),
+}
+
+
+def steps(study, *, ask):
+    """Train 40 networks and return the step at which each was pruned."""
+    stopped = []
+    for number in range(40):
+        trial = study.ask()
+        quality = (7 * number) % 40
+        if ask:
+            az.record(trial, {"p": quality})
+            assert not trial.should_prune()
+        for step in range(9):
+            trial.report(quality * (step + 1), step)
+            if trial.should_prune():
+                break
+        stopped.append(step)
+        study.tell(trial, quality)
+    return stopped
+
+
+@pytest.mark.parametrize("make", TRAINING_PRUNERS.values(), ids=TRAINING_PRUNERS)
+def test_a_training_pruner_decides_as_it_does_alone(make):
+    alone = optuna.create_study(study_name="s", direction="maximize", pruner=make())
+    pruner = az.AZNASPruner(keep_fraction=1.0, training_pruner=make())
+    after = optuna.create_study(study_name="s", direction="maximize", pruner=pruner)
+    expected = steps(alone, ask=False)
+    assert len(set(expected)) > 1
+    assert steps(after, ask=True) == expected
+
+
+@pytest.mark.parametrize("prune_first", [False, True])
+def test_sampler_and_pruner_see_the_trials_of_all_brackets(prune_first):
+    pruner = optuna.pruners.HyperbandPruner(1, 9)
+    sampler = az.AZNASSampler(seed=0, n_candidates=20)
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=sampler,
+        pruner=az.AZNASPruner(keep_fraction=1.0, training_pruner=pruner) if prune_first else pruner,
+    )
+    for number in range(24):
+        trial = study.ask()
+        x = trial.suggest_int("x", 0, 99)
+        az.record(trial, {"p": x, "q": -abs(x - 60)})
+        if prune_first:
+            assert not trial.should_prune()
+        trial.report(x, 0)
+        pruned = trial.should_prune()
+        study.tell(trial, x, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
+        if number == 11:
+            assert len({pruner._get_bracket_id(study, t) for t in study.trials}) > 1
+    assert len({trial.params["x"] for trial in study.trials}) == 24  # no duplicate, of whatever bracket
+    (session,) = sampler._sessions
+    assert len(session.view.history) == 23
