@@ -8,7 +8,8 @@ the README. Every method may train for the same number of epochs in all. Prints 
 quarter of them, mean and standard deviation over the seeds, and how many trials were trained, even for one epoch, of
 how many.
 
-A method is a sampler and what stops a training. "keep" is AZNASPruner, which decides first, and then hands over.
+A method is a sampler and what stops a training. "keep" is AZNASPruner, which decides first, and then hands over. "AZNAS
++ TPE" takes the learning rate from TPE.
 
 Trainings are kept in a table, a SQLite file outside the repository, so that no configuration is trained twice: not by
 another method, nor by another run. The learning rate is moved to the nearest of four values a decade, and a
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -127,13 +128,17 @@ METHODS: dict[str, tuple[Callable[[int], BaseSampler], Callable[[int], BasePrune
     "TPE": (tpe, lambda _: NopPruner()),
     "TPE, Median": (tpe, lambda _: MedianPruner()),
     "TPE, Hyperband": (tpe, hyperband),
+    "TPE, Halving": (tpe, lambda _: SuccessiveHalvingPruner()),
     "AZNAS, Median": (aznas, lambda _: MedianPruner()),
     "AZNAS, Hyperband": (aznas, hyperband),
+    "AZNAS, Halving": (aznas, lambda _: SuccessiveHalvingPruner()),
     "AZNAS, keep, Median": (aznas, lambda _: az.AZNASPruner(training_pruner=MedianPruner())),
     "AZNAS, keep, Hyperband": (aznas, lambda epochs: az.AZNASPruner(training_pruner=hyperband(epochs))),
+    "AZNAS, keep, Halving": (aznas, lambda _: az.AZNASPruner(training_pruner=SuccessiveHalvingPruner())),
     "AZNAS + TPE, keep, Median": (aznas_tpe, lambda _: az.AZNASPruner(training_pruner=MedianPruner())),
     "AZNAS + TPE, keep, Hyperband": (aznas_tpe, lambda epochs: az.AZNASPruner(training_pruner=hyperband(epochs))),
 }
+DEFAULT_METHODS = ("TPE, Median", "TPE, Hyperband", "AZNAS, keep, Median", "AZNAS, keep, Hyperband")
 
 
 class Table:
@@ -260,7 +265,7 @@ def report(problem: str, results: dict[str, list[Search]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT_METHODS))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--table", type=Path, default=TABLE, help="SQLite file of the trainings")

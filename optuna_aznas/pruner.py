@@ -77,7 +77,7 @@ class AZNASPruner(BasePruner):
         self,
         *,
         keep_fraction: float = 0.25,
-        n_startup_trials: int = 10,
+        n_startup_trials: int = 5,
         training_pruner: BasePruner | None = None,
         aggregation: Aggregation | None = None,
     ) -> None:

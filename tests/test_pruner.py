@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 from unittest import mock
 
@@ -72,11 +71,10 @@ def test_whatever_the_order_of_trials_keep_fraction_of_them_is_trained(rows, ord
     rows = order(rows[n_startup:])
     for batch in (rows[i : i + workers] for i in range(0, len(rows), workers)):
         trials = [score(study, row) for row in batch]
-        stored = []  # workers that decide at the same moment do not see what the others decide
-        with mock.patch.object(module, "set_trial_system_attr", lambda *args: stored.append(args)):
-            decisions = [trial.should_prune() for trial in trials]
-        for args in stored:
-            _optuna.set_trial_system_attr(*args)
+        with mock.patch.object(module, "set_trial_system_attr") as store:
+            decisions = [trial.should_prune() for trial in trials]  # at one moment: none sees what the others decide
+        for call in store.call_args_list:
+            _optuna.set_trial_system_attr(*call.args)
         for trial, pruned in zip(trials, decisions, strict=True):
             finish(study, trial, pruned)
         n, kept = n + len(batch), kept + decisions.count(False)
@@ -201,7 +199,9 @@ class UserAttributesPruner(optuna.pruners.BasePruner):
     """
 
     def prune(self, study, trial, *, metric_name="loss"):
-        others = [t.user_attrs.get(metric_name, []) for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        others = [
+            t.user_attrs.get(metric_name, []) for t in study.get_trials(deepcopy=False) if t.number != trial.number
+        ]
         values = trial.user_attrs.get(metric_name, [])
         same_step = [other[len(values) - 1] for other in others if len(other) >= len(values)]
         return bool(values and same_step) and values[-1] > min(same_step)
