@@ -25,6 +25,7 @@ DECISION_KEY = "aznas:pruner"
 
 _WINDOW = 40  # number of scored trials, the last that finished, that a trial is compared with
 _GAIN = 0.25  # by how much the fraction that is kept rises for each training that is owed
+_ROUNDING = 1e-9  # sums of fractions in another order differ by less
 
 
 class AZNASPruner(BasePruner):
@@ -91,7 +92,7 @@ class AZNASPruner(BasePruner):
         self._n_startup_trials = n_startup_trials
         self._training_pruner = NopPruner() if training_pruner is None else training_pruner
         self._aggregation = aggregation
-        self._records: PerStudy[_Record] = PerStudy()
+        self._sessions: PerStudy[_Session] = PerStudy()
         self._lock = threading.Lock()
 
     def prune(self, study: Study, trial: FrozenTrial, **options: Any) -> bool:
@@ -107,10 +108,10 @@ class AZNASPruner(BasePruner):
     def _decide(self, study: Study, trial: FrozenTrial) -> bool:
         """Decide about a trial by its proxy scores, and store the decision."""
         with self._lock:
-            record = self._records.get(study, lambda _: _Record(self._aggregation))
-            owed = record.update(study, trial)
-            share = record.share_above(trial) if len(record.history) >= self._n_startup_trials else None
-            pruned = share is not None and share > self._keep_fraction + _GAIN * owed
+            session = self._sessions.get(study, lambda _: _Session(self._aggregation))
+            owed = session.update(study, trial)
+            share = session.share_above(trial) if len(session.history) >= self._n_startup_trials else None
+            pruned = share is not None and share > self._keep_fraction + _GAIN * owed + _ROUNDING
             fraction = None if share is None else self._keep_fraction
             set_trial_system_attr(study, trial, DECISION_KEY, {"pruned": pruned, "keep_fraction": fraction})
             return pruned
@@ -123,7 +124,7 @@ class AZNASPruner(BasePruner):
         self._lock = threading.Lock()
 
 
-class _Record:
+class _Session:
     """What the pruner has read of one study: a cache.
 
     Args:

@@ -37,7 +37,7 @@ def test_it_keeps_the_best_of_the_last_scored():
     for trial in study.trials:
         s = reference.aggregate(table[: trial.number + 1])[-41:]
         share = sum(1.0 if value > s[-1] + 1e-12 else 0.5 * (value > s[-1] - 1e-12) for value in s) / len(s)
-        pruned = trial.number >= 10 and share > 0.3 + 0.25 * owed + 1e-12
+        pruned = trial.number >= 10 and share > 0.3 + 0.25 * owed + 1e-9
         assert trial.state == (TrialState.PRUNED if pruned else TrialState.COMPLETE), trial.number
         owed += (0.3 - (not pruned)) if trial.number >= 10 else 0.0
 
