@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     arguments = parser.parse_args()
+    if not DATA.exists():
+        parser.exit(1, f"The tables of proxy scores are not there ({DATA}).\n")
     cases = [(t, s, p) for t in arguments.tables for s in arguments.samplers for p in PRUNERS]
     jobs = [(*case, seed) for case in cases for seed in range(arguments.seeds)]
     results: dict[tuple[str, str, str], list[tuple[list[float], float]]] = {case: [] for case in cases}

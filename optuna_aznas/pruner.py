@@ -48,7 +48,10 @@ class AZNASPruner(BasePruner):
     where w is the number of workers that decide at the same moment: 1 in a single process. For a fraction of 0.25 and
     one worker that is between n / 4 - 3.25 and n / 4 + 1.75.
 
-    There is no state outside the study: each decision is stored as an attribute of its trial.
+    There is no state outside the study: each decision is stored as an attribute of its trial. A retry of a dead trial
+    inherits it.
+
+    Each decision ranks all scored trials: about 0.3 ms for 1,000 of them, 5 ms for 10,000.
 
     Args:
         keep_fraction: Fraction of the trials that is trained, above 0 and at most 1.
