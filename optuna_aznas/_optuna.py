@@ -41,9 +41,22 @@ def trial_id(trial: FrozenTrial) -> int:
     return trial._trial_id
 
 
-def trial_id_of_number(study: Study, number: int) -> int:
-    """Return the id of the trial with this number, or raise ``KeyError``."""
-    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+def trial_ids_from(study: Study, first: int, limit: int) -> list[int]:
+    """Return the ids of the trials with the numbers ``first``, ``first + 1`` and so on, at most ``limit`` of them.
+
+    A storage that can count its trials is asked for their number. Dask's can, and it must not be asked for a trial that
+    does not exist: its scheduler logs a traceback each time. Optuna's own would read all trials to count them.
+    """
+    storage = study._storage
+    if type(storage).get_n_trials is not BaseStorage.get_n_trials:
+        limit = min(limit, storage.get_n_trials(study._study_id) - first)
+    ids = []
+    try:
+        for number in range(first, first + limit):
+            ids.append(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+    except KeyError:  # no trial has this number yet
+        pass
+    return ids
 
 
 def get_trial(study: Study, trial_id: int) -> FrozenTrial:

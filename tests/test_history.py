@@ -298,3 +298,25 @@ def test_which_trials_are_read_together(monkeypatch, n_others, small, read_toget
     assert bool(calls) == read_together
     assert [trial.number for trial in finished] == [1]
     assert [trial.number for trial in unfinished] == [0, *range(2, n_others + 1)]
+
+
+def test_a_storage_that_counts_its_trials_is_not_asked_for_others():
+    """Dask's logs a traceback for each number that no trial has."""
+
+    class Counting(optuna.storages.InMemoryStorage):
+        def get_n_trials(self, study_id, state=None):
+            return super().get_n_trials(study_id, state)
+
+        def get_trial_id_from_study_id_trial_number(self, study_id, trial_number):
+            assert trial_number < self.get_n_trials(study_id)
+            return super().get_trial_id_from_study_id_trial_number(study_id, trial_number)
+
+    study = optuna.create_study(storage=Counting())
+    reader, read = TrialReader(), []
+    for n_new in (1, 0, 3, 40):
+        for _ in range(n_new):
+            study.tell(study.ask(), 1.0)
+        finished, unfinished = reader.read(study)
+        read += [trial.number for trial in finished]
+        assert (len(finished), unfinished) == (n_new, [])
+    assert read == list(range(44))

@@ -45,11 +45,9 @@ class TrialReader:
         return trial.number < self._next and trial.number not in self._unfinished
 
     def _one_by_one(self, study: Study, own: FrozenTrial | None) -> list[FrozenTrial] | None:
-        """Return the trials that were unfinished and those that are new; ``None`` if more than ``_FEW`` are new."""
-        ids = list(self._unfinished.values())
-        try:
-            for number in range(self._next, self._next + _FEW):
-                ids.append(_optuna.trial_id_of_number(study, number))
-        except KeyError:  # no trial has this number yet
-            return [own if own and _optuna.trial_id(own) == i else _optuna.get_trial(study, i) for i in ids]
-        return None
+        """Return the trials that were unfinished and those that are new; ``None`` if ``_FEW`` or more are new."""
+        new_ids = _optuna.trial_ids_from(study, self._next, _FEW)
+        if len(new_ids) == _FEW:
+            return None
+        ids = [*self._unfinished.values(), *new_ids]
+        return [own if own and _optuna.trial_id(own) == i else _optuna.get_trial(study, i) for i in ids]
