@@ -97,3 +97,35 @@ def test_both_pruners_decide_each_at_its_time(scored, tmp_path):
     assert reported.count([0]) > 0
     assert reported.count([]) > 0
     assert all(("lr" in trial.params) == (len(trial.intermediate_values) > 0) for trial in study.trials)
+
+
+def test_a_module_scores_as_its_network_does():
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    evaluator = az.ProxyEvaluator(inputs=_X[:32])
+    assert evaluator(Classifier(network)).to_dict() == evaluator(network).to_dict()
+
+
+def test_one_process_suggests_and_two_train(tmp_path):
+    """With ``ddp_spawn`` the objective runs once, in the process that asked, and the callback takes the study along."""
+    evaluator = az.ProxyEvaluator(inputs=_X[:32])
+
+    def objective(trial):
+        module = Classifier(build(trial))
+        az.record(trial, evaluator(module.network))
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        callback = integration.PyTorchLightningPruningCallback(trial, monitor="loss")
+        run = trainer(2, tmp_path, callbacks=[callback], strategy="ddp_spawn", devices=2)
+        run.fit(module, _DATA, _DATA)
+        callback.check_pruned()
+        return run.callback_metrics["loss"].item()
+
+    study = optuna.create_study(
+        storage=az.open_storage(f"sqlite:///{tmp_path}/nas.db"),
+        sampler=az.AZNASSampler(n_candidates=10, seed=0),
+        pruner=az.AZNASPruner(training_pruner=_AfterOneEpoch()),
+    )
+    study.optimize(objective, n_trials=1)
+    assert [trial.state.name for trial in study.trials] == ["PRUNED"]
+    assert list(study.trials[0].intermediate_values) == [0]
+    assert study.trials[0].user_attrs["aznas:architecture"] == list(study.trials[0].params)
