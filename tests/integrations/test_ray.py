@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+_N_TRIALS = 5
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -27,10 +29,12 @@ def cluster():
     ray.shutdown()
 
 
-def fit(trainable, optuna_search, folder, n_trials=8):
+def fit(trainable, optuna_search, folder):
     tuner = tune.Tuner(
         trainable,
-        tune_config=tune.TuneConfig(search_alg=optuna_search, num_samples=n_trials, max_concurrent_trials=2),
+        tune_config=tune.TuneConfig(
+            search_alg=optuna_search, num_samples=_N_TRIALS, max_concurrent_trials=2, reuse_actors=True
+        ),
         run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
     )
     results = tuner.fit()
@@ -40,6 +44,13 @@ def fit(trainable, optuna_search, folder, n_trials=8):
 def two_parameters(trial):
     trial.suggest_int("x", 0, 9)
     trial.suggest_int("y", 0, 9)
+
+
+def with_hyperparameter(trial):
+    """Ray pickles a space with the searcher's state, so it is a function of a module."""
+    two_parameters(trial)
+    az.record(trial, {"a": trial.params["x"], "b": trial.params["y"]})
+    trial.suggest_float("lr", 0.0, 1.0)
 
 
 def test_a_search_whose_proxy_scores_come_from_the_workers(cluster, tmp_path):
@@ -56,16 +67,11 @@ def test_a_search_whose_proxy_scores_come_from_the_workers(cluster, tmp_path):
         tmp_path,
     )
     study = optuna.load_study(study_name="s", storage=storage)
-    assert az.rank_scores(study).keys() == set(range(8))
-    assert len({tuple(trial.params.values()) for trial in study.trials}) == 8
+    assert az.rank_scores(study).keys() == set(range(_N_TRIALS))
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == _N_TRIALS
 
 
 def test_a_study_that_trains_records_where_it_suggests(cluster, tmp_path):
-    def space(trial):
-        two_parameters(trial)
-        az.record(trial, {"a": trial.params["x"], "b": trial.params["y"]})
-        trial.suggest_float("lr", 0.0, 1.0)
-
     def train(config):
         tune.report({"accuracy": config["x"] - config["lr"]})
 
@@ -73,13 +79,15 @@ def test_a_study_that_trains_records_where_it_suggests(cluster, tmp_path):
     sampler = az.AZNASSampler(n_candidates=20, seed=0)
     fit(
         train,
-        search.OptunaSearch(space, metric="accuracy", mode="max", sampler=sampler, storage=storage, study_name="t"),
+        search.OptunaSearch(
+            with_hyperparameter, metric="accuracy", mode="max", sampler=sampler, storage=storage, study_name="t"
+        ),
         tmp_path,
     )
     study = optuna.load_study(study_name="t", storage=storage)
-    assert [trial.user_attrs["aznas:architecture"] for trial in study.trials] == [["x", "y"]] * 8
+    assert [trial.user_attrs["aznas:architecture"] for trial in study.trials] == [["x", "y"]] * _N_TRIALS
     assert all(trial.value == trial.params["x"] - trial.params["lr"] for trial in study.trials)
-    assert len({(trial.params["x"], trial.params["y"]) for trial in study.trials}) == 8
+    assert len({(trial.params["x"], trial.params["y"]) for trial in study.trials}) == _N_TRIALS
 
 
 def test_a_searcher_is_saved_and_restored(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import optuna
 import pytest
 import torch
@@ -49,10 +51,8 @@ def run_rank(rank, folder):
         study.optimize(objective, n_trials=_N_TRIALS)
     else:
         for _ in range(_N_TRIALS):
-            try:
+            with contextlib.suppress(optuna.TrialPruned):
                 objective(None)
-            except optuna.TrialPruned:
-                pass
     torch.distributed.barrier()  # a rank that leaves first takes the connection along
     torch.distributed.destroy_process_group()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import optuna
 import pytest
 
 import optuna_aznas as az
@@ -45,6 +46,23 @@ def test_mlflow(tmp_path):
         assert logged[trial.number]["a"] == a or logged[trial.number]["a"] < -1e308
 
 
+def test_mlflow_with_recorded_proxy_scores(tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    integration = pytest.importorskip("optuna_integration.mlflow", reason="optuna-integration is not installed")
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def objective(trial):
+        az.record(trial, {"a": -math.inf, "b": trial.suggest_int("x", 0, 9)})
+        return 1.0
+
+    study = optuna.create_study(study_name="recorded", sampler=az.AZNASSampler(seed=0))
+    study.optimize(objective, n_trials=2, callbacks=[integration.MLflowCallback(tracking_uri=url)])
+    client = mlflow.MlflowClient(url)
+    runs = client.search_runs([client.get_experiment_by_name("recorded").experiment_id])
+    assert len(runs) == 2
+    assert all("-inf" in run.data.tags["aznas:scores"] for run in runs)
+
+
 def test_wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     integration = pytest.importorskip("optuna_integration.wandb", reason="optuna-integration is not installed")
@@ -53,9 +71,10 @@ def test_wandb(tmp_path, monkeypatch):
     callback = integration.WeightsAndBiasesCallback(
         metric_name=PROXIES, wandb_kwargs={"project": "aznas", "dir": str(tmp_path)}
     )
-    run = wandb.run
     try:
         search(callback)
+        wandb.log({"end": 1}, step=6)  # a step is in the summary once the next one has begun
+        summary = dict(wandb.run.summary)
     finally:
         wandb.finish()
-    assert {name: float(run.summary[name]) for name in ("a", "b", "x")} == {"a": -math.inf, "b": 0, "x": 0}
+    assert {name: float(summary[name]) for name in ("a", "b", "x")} == {"a": -math.inf, "b": 0, "x": 0}
