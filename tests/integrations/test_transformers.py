@@ -32,19 +32,13 @@ def build(depth=2, heads=2):
     return transformers.BertForSequenceClassification(config)
 
 
-def learning_rate(trial):
+def hp_space(trial):
     return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)}
 
 
-def everything(trial):
-    """Suggests the hyperparameters first and the architecture with them, as distributed training needs it."""
-    hyperparameters = learning_rate(trial)
-    suggest(trial)
-    return hyperparameters
-
-
-@pytest.mark.parametrize("hp_space", [learning_rate, everything])
-def test_trainer_searches_architecture_and_hyperparameters(hp_space, tmp_path):
+@pytest.mark.parametrize("hyperparameters_first", [False, True])
+def test_trainer_searches_architecture_and_hyperparameters(hyperparameters_first, tmp_path):
+    """In one process this Trainer calls ``model_init`` before ``hp_space``, in distributed training after it."""
     token_ids = torch.randint(0, 50, (32, 8), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": row, "labels": int(row[0] > 25)} for row in token_ids]
     evaluator = az.ProxyEvaluator(inputs=token_ids[:8])
@@ -52,6 +46,8 @@ def test_trainer_searches_architecture_and_hyperparameters(hp_space, tmp_path):
     def model_init(trial=None):
         if trial is None:  # the Trainer makes one model before the search
             return build()
+        if hyperparameters_first:
+            hp_space(trial)
         model = build(**suggest(trial))
         az.record(trial, evaluator(model), architecture=ARCHITECTURE)
         if trial.should_prune():
@@ -91,6 +87,7 @@ def test_trainer_searches_architecture_and_hyperparameters(hp_space, tmp_path):
     assert {trial.state.name for trial in study.trials} == {"COMPLETE", "PRUNED"}
     assert all(not trial.intermediate_values for trial in study.trials if trial not in trained)
     assert all("learning_rate" in trial.params for trial in trained)
+    assert all(trial.user_attrs["aznas:architecture"] == ARCHITECTURE for trial in study.trials)
     assert len({(trial.params["depth"], trial.params["heads"]) for trial in study.trials}) == 6
     assert best.hyperparameters.keys() == {"depth", "heads", "learning_rate"}
     assert az.rank_scores(study).keys() == set(range(6))
