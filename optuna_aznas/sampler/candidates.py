@@ -31,11 +31,6 @@ class Candidate(NamedTuple):
     key: Key
 
 
-def accept_all(params: dict[str, Any]) -> bool:
-    """The candidate_filter where the user gave none."""
-    return True
-
-
 class CandidateScorer:
     """Calls a user's ``candidate_scorer`` and checks what it returns.
 

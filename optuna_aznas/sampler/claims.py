@@ -23,6 +23,7 @@ from optuna_aznas.study.attributes import architecture_params, recorded_architec
 from optuna_aznas.study.values import Description, describe
 
 if TYPE_CHECKING:
+    from optuna_aznas.sampler.admission import Examined
     from optuna_aznas.sampler.view import StudyView
 
 #: System attribute of a trial: the architecture that it has claimed, which its objective has not suggested yet.
@@ -31,20 +32,17 @@ CLAIM_KEY = "aznas:proposal"
 _MAX_CLAIMS = 10  # candidates (or values) claimed for one trial; the last is taken even if another trial has it
 
 
-def first_unclaimed(
-    view: StudyView, trial: FrozenTrial, candidates: Iterator[dict[str, Any]], fixed: Mapping[str, Any]
-) -> dict[str, Any]:
+def first_unclaimed(view: StudyView, trial: FrozenTrial, candidates: Iterator[Examined]) -> Examined | None:
     """Return the first of some candidates that no other worker has claimed or evaluated, claimed for ``trial``.
 
     Args:
         view: The study.
         trial: The running trial.
-        candidates: Architectures without the parameters in ``fixed``, the best first.
-        fixed: Architecture parameters whose values the user has fixed.
+        candidates: Architectures, the best first.
     """
-    candidate: dict[str, Any] = {}
+    candidate: Examined | None = None
     for candidate in itertools.islice(candidates, _MAX_CLAIMS):
-        if _claim(view, trial, view.describe({**candidate, **fixed})):
+        if _claim(view, trial, view.describe(candidate.architecture)):
             break
     return candidate
 
