@@ -256,7 +256,7 @@ class Admission:
         self._compare(examined)
         if was_good and not examined.passes:
             upper = {name: examined.numbers[name].upper for name in self._limits.measured}
-            self._feasibility(view.study).add(examined.architecture, upper)
+            self._feasibility(view.study).add(examined.architecture, examined.space, upper)
 
     def _numbers(self, measure: Any, trial: DrawingTrial) -> dict[str, Measurement] | None:
         """Return numbers of the architecture that is built from a trial; ``None``, with a warning, where that fails."""

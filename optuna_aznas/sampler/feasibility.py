@@ -39,12 +39,14 @@ class Feasibility:
         self._models: dict[str | int, FeasibilityModel] = {}
         self._active: dict[str | int, FeasibilityModel] = {}
         self._measured: list[tuple[Params, dict[str | int, float]]] = []
+        self._measured_space: Space = {}
         self._n_learned = 0
         self._space: Space = {}
         self._encoder = Encoder({})
 
-    def add(self, architecture: Params, numbers: Mapping[str, float]) -> None:
+    def add(self, architecture: Params, space: Space, numbers: Mapping[str, float]) -> None:
         """Add the measured numbers of a candidate that is not proposed."""
+        self._measured_space |= space
         excesses: dict[str | int, float] = {name: excess(number, self._maxima[name]) for name, number in numbers.items()}
         self._measured.append((dict(architecture), excesses))
 
@@ -68,7 +70,7 @@ class Feasibility:
         if n == self._n_learned:
             return
         self._n_learned = n
-        space = view.architecture_space
+        space = {**self._measured_space, **view.architecture_space}
         if space != self._space:
             self._space, self._encoder = space, Encoder(space)
         rows = _of_trials(view.constrained[-_MOST:], self._maxima) + self._measured[-_MOST:]
@@ -77,7 +79,7 @@ class Feasibility:
         for name in dict.fromkeys(name for _, excesses in rows for name in excesses):
             has = np.array([name in excesses for _, excesses in rows])
             y = np.array([excesses[name] for _, excesses in rows if name in excesses])
-            if len(y) >= _FEWEST and np.any(y > 0):  # what was never exceeded teaches nothing that helps
+            if len(y) >= _FEWEST and np.any(y > 0) and x.shape[1]:  # what was never exceeded teaches nothing that helps
                 self._active[name] = self._models.setdefault(name, FeasibilityModel())
                 self._active[name].fit(x[has], y)
 
