@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -30,9 +30,6 @@ from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.storage import redact_url
 from optuna_aznas.study.history import StudyHistory
 
-#: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
-COMPLEXITY_KEY = "aznas:complexity"
-
 _MOST_FAILURES = 5  # networks in a row that fail before the search ends
 
 _Build = Callable[[Any], nn.Module]
@@ -47,7 +44,9 @@ def search(options: argparse.Namespace) -> Result:
     name = options.study_name or options.space.partition(":")[2] or options.space
     stored = stored_settings(storage, name)
     settings = _settings(options, default_shape, stored, name)
-    evaluator, sampler = _prepare(options, built_in, settings)
+    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
+    assert build is not None
+    evaluator, sampler = _prepare(options, built_in, build, settings)
     created = False
     try:
         if not stored:
@@ -58,7 +57,7 @@ def search(options: argparse.Namespace) -> Result:
             agreed = _settings(options, default_shape, stored, name)
             if agreed != settings:
                 settings = agreed
-                evaluator, sampler = _prepare(options, built_in, settings)
+                evaluator, sampler = _prepare(options, built_in, build, settings)
         study = az.create_study(
             study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
         )
@@ -67,14 +66,12 @@ def search(options: argparse.Namespace) -> Result:
     trials = len(study.get_trials(deepcopy=False))
     say = f"New study {name!r}" if created else f"Continuing study {name!r}: {trials} trials so far"
     print(f"{say}, in {redact_url(options.storage, options.storage)}", file=sys.stderr)
-    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
-    assert build is not None
     status = _Run(study, build, evaluator, options).optimize()
     return Result(leaderboard_text(study, options.n, options.format), status)
 
 
 def _prepare(
-    options: argparse.Namespace, built_in: az.spaces.BuiltIn | None, settings: dict[str, Any]
+    options: argparse.Namespace, built_in: az.spaces.BuiltIn | None, build: _Build, settings: dict[str, Any]
 ) -> tuple[az.ProxyEvaluator, az.AZNASSampler]:
     """Return the evaluator and the sampler for these settings."""
     try:
@@ -87,34 +84,18 @@ def _prepare(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    limit = settings["budget"]
-    if limit is not None and "complexity" not in settings["proxies"]:
-        raise UsageError("--budget needs 'complexity' among --proxies.")
-    accept = None
-    if limit is not None and built_in is not None and built_in.within_budget is not None:
-        try:
-            accept = built_in.within_budget(limit, settings["input_shape"])
-        except ValueError as error:
-            raise UsageError(f"--budget: {error}") from error
-    return evaluator, az.AZNASSampler(
-        seed=options.seed,
-        candidate_filter=accept,
-        constraints_func=None if limit is None else _within(limit),
-    )
-
-
-def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
-    """Return a ``constraints_func``: networks above the budget are infeasible, so they are no parents and not printed.
-
-    In a space with a closed form of the multiply-accumulates, ``candidate_filter`` also rejects such candidates before
-    they are scored. In other spaces this would require counting, which for small networks takes as long as scoring.
-    """
-
-    def constraints(trial: FrozenTrial) -> Sequence[float]:
-        macs = trial.user_attrs.get(COMPLEXITY_KEY)  # missing if the space pruned the trial before it was scored
-        return (macs / budget - 1.0 if isinstance(macs, int | float) else 1.0,)
-
-    return constraints
+    maxima = dict(settings["limits"] or {})
+    if settings["budget"] is not None:
+        maxima["complexity"] = min(settings["budget"], maxima.get("complexity", settings["budget"]))
+    try:
+        limits = az.Limits(build, settings["input_shape"], device=evaluator.device, **maxima) if maxima else None
+        accept = None
+        if "complexity" in maxima and built_in is not None and built_in.within_budget is not None:
+            # A closed form of the multiply-accumulates rejects candidates without building them.
+            accept = built_in.within_budget(maxima["complexity"], settings["input_shape"])
+    except ValueError as error:
+        raise UsageError(f"--limit or --budget: {error}") from error
+    return evaluator, az.AZNASSampler(seed=options.seed, limits=limits, candidate_filter=accept)
 
 
 def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: Any) -> nn.Module:
@@ -147,6 +128,7 @@ def _settings(
         "proxies": options.proxies,
         "evaluator_seed": options.evaluator_seed,
         "budget": options.budget,
+        "limits": None if options.limit is None else tuple(sorted(options.limit)),
     }
     defaults: dict[str, Any] = {
         "input_shape": default_shape,
@@ -154,13 +136,14 @@ def _settings(
         "proxies": DEFAULT,
         "evaluator_seed": 0,
         "budget": None,
+        "limits": None,
     }
-    if stored == {} and options.budget is not None:
+    if stored == {} and (options.budget is not None or options.limit is not None):
         raise CommandError(
-            f"study {name!r} was not created by this command, so its networks have no budget. Choose another "
-            "--study-name."
+            f"study {name!r} was not created by this command, so its networks have no budget and no limits. Choose "
+            "another --study-name."
         )
-    stored = {key: tuple(value) if isinstance(value, list) else value for key, value in (stored or {}).items()}
+    stored = {key: _as_tuples(value) for key, value in (stored or {}).items()}
     settings = {}
     for key, value in asked.items():
         settings[key] = value if value is not None else stored.get(key, defaults.get(key))
@@ -175,7 +158,14 @@ def _settings(
     return settings
 
 
+def _as_tuples(value: Any) -> Any:
+    """Return JSON with its lists as tuples, as the options have them."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
 def _words(key: str, value: Any) -> str:
+    if key == "limits":
+        return " ".join(f"--limit {name}={maximum:.10g}" for name, maximum in value) if value else "no --limit"
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
     if key == "budget" and value is not None:
         return f"--budget {value:.10g}"
@@ -289,8 +279,6 @@ class _Run:
             reason = redact_url(f"{type(error).__name__}: {error}", self._storage)  # it may be the storage's
             self._bar.write(for_terminal(f"Trial {trial.number} failed: {reason}"), file=sys.stderr)
             raise
-        if "complexity" in scores.names:
-            trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)
         return scores
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
