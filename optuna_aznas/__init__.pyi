@@ -26,5 +26,6 @@ from optuna_aznas.study import proxy_importance as proxy_importance
 from optuna_aznas.study import rank_scores as rank_scores
 from optuna_aznas.study import record as record
 from optuna_aznas.study import record_numbers as record_numbers
+from optuna_aznas.study import stop_when_flat as stop_when_flat
 
 __version__: str

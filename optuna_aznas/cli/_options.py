@@ -126,8 +126,9 @@ def limit(text: str) -> tuple[str, float]:
     if not equals or name not in _LIMIT_UNITS:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(_LIMIT_UNITS)} with a value, not {text!r}")
     number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = value.removeprefix(number)
     try:
-        maximum = float(number) * _LIMIT_UNITS[name][value.removeprefix(number)]
+        maximum = float(number) * _LIMIT_UNITS[name][unit]
     except (ValueError, KeyError):
         maximum = math.nan
     if not (math.isfinite(maximum) and maximum > 0):

@@ -112,11 +112,6 @@ class Admission:
         """Whether architectures are known without any trial, because the limits have a function that builds them."""
         return self._limits is not None
 
-    @property
-    def is_selective(self) -> bool:
-        """Whether there is a ``candidate_filter``, or limits."""
-        return self._filter is not None or self._limits is not None
-
     def begin(self, trial: FrozenTrial) -> None:
         """Draw from a source that depends on the trial, so that workers with one seed begin with different networks."""
         self._rng = self._variation.rng_of(trial.number, "")
@@ -137,12 +132,12 @@ class Admission:
             space: Distributions of parameters that it has.
             fixed: Parameters whose values the user has fixed.
         """
-        if not self.is_selective:
+        if self._limits is None and self._filter is None and not self._feasibility(view.study).has_learned(view):
             return Examined(params, space)
-        others = {n: d for n, d in view.architecture_space.items() if n not in params}
+        known = {**view.architecture_space, **space}
+        others = {name: distribution for name, distribution in known.items() if name not in params}
         if self._limits is None:
-            params = {**params, **{n: sample_uniform(d, self._variation.rng) for n, d in others.items()}}
-            return self._filtered(Examined(params, {**space, **others}))
+            return self._filtered(Examined({**params, **self._drawn(others)}, known))
         key = frozenset(view.describe(params).items())
         if key in self._kept:
             return self._kept[key]
@@ -150,8 +145,8 @@ class Admission:
         numbers = self._numbers(self._limits.cheap_numbers, trial)
         if numbers is None:
             return None
-        own, known = trial.params, {**self._drawn(others), **params}
-        examined = self._filtered(Examined({**known, **own}, dict(trial.distributions), numbers))
+        own = trial.params
+        examined = self._filtered(Examined({**self._drawn(others), **params, **own}, dict(trial.distributions), numbers))
         self._compare(examined)
         if not trial.drawn:  # else the same parameters would be completed in another way
             self._keep(key, examined)
@@ -160,7 +155,9 @@ class Admission:
 
     def probability(self, view: StudyView, examined: Examined) -> float:
         """Return the probability that a candidate keeps what has not been measured yet."""
-        return self._feasibility(view.study).probability(view, examined.architecture, examined.numbers)
+        feasibility = self._feasibility(view.study)
+        own = examined.architecture if self.discovers else feasibility.present(examined.architecture)
+        return feasibility.probability(view, own, examined.numbers)
 
     def measured(
         self, view: StudyView, proposals: Iterable[Params], space: Space, fixed: Mapping[str, Any]
@@ -213,7 +210,11 @@ class Admission:
             numbers |= self._numbers(self._limits.measured_numbers, own) or {}
             if own.drawn:  # it ended before it had suggested all of them
                 return [1.0] * len(self._maxima)
-            self.store(study, trial, Examined(own.params, dict(own.distributions), numbers))
+            examined = Examined(own.params, dict(own.distributions), numbers)
+            self.store(study, trial, examined)
+            self._compare(examined)
+            if not examined.passes:  # it was enqueued, or the objective suggests other parameters than the limits' build
+                self.warn_exceeded(examined, own.params)
         return [_constraint(numbers.get(name), maximum) for name, maximum in self._maxima.items()]
 
     def warn_exceeded(self, examined: Examined, fixed: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from optuna_aznas._optuna import constraint_values
 from optuna_aznas.aggregation.feasibility import FeasibilityModel
+from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.attributes import architecture_params
@@ -20,6 +21,7 @@ from optuna_aznas.study.numbers import recorded_numbers
 
 _FEWEST = 6  # trials with a constraint before it is learned
 _MOST = 256  # newest trials that are learned from: conditioning on n of them takes n^3 steps
+_RULES_GROWTH = 1.15  # the rules of conditional parameters are inferred anew at this growth of the number of trials
 
 _Floats = npt.NDArray[np.float64]
 
@@ -40,6 +42,7 @@ class Feasibility:
         self._active: dict[str | int, FeasibilityModel] = {}
         self._measured: list[tuple[Params, dict[str | int, float]]] = []
         self._measured_space: Space = {}
+        self._conditions, self._conditions_from = ConditionalParameters([]), 0
         self._n_learned = 0
         self._space: Space = {}
         self._encoder = Encoder({})
@@ -49,6 +52,15 @@ class Feasibility:
         self._measured_space |= space
         excesses: dict[str | int, float] = {name: excess(number, self._maxima[name]) for name, number in numbers.items()}
         self._measured.append((dict(architecture), excesses))
+
+    def has_learned(self, view: StudyView) -> bool:
+        """Whether anything is known that can be exceeded."""
+        self._learn(view)
+        return bool(self._active)
+
+    def present(self, params: Params) -> Params:
+        """Return those of a candidate's parameters that its architecture has, as far as the trials tell."""
+        return self._conditions.present(params)
 
     def probability(self, view: StudyView, architecture: Params, known: Container[str]) -> float:
         """Return the probability that a candidate keeps all that is learned; 1 where too little is known.
@@ -73,6 +85,10 @@ class Feasibility:
         space = {**self._measured_space, **view.architecture_space}
         if space != self._space:
             self._space, self._encoder = space, Encoder(space)
+        if n >= _RULES_GROWTH * self._conditions_from:
+            trials = view.constrained[-_MOST:]
+            self._conditions = ConditionalParameters([architecture_params(trial) for trial in trials])
+            self._conditions_from = n
         rows = _of_trials(view.constrained[-_MOST:], self._maxima) + self._measured[-_MOST:]
         x = self._encode([params for params, _ in rows]) if rows else np.zeros((0, 0))
         self._active = {}

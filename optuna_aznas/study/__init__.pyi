@@ -8,3 +8,4 @@ from optuna_aznas.study.ranking import LeaderboardEntry as LeaderboardEntry
 from optuna_aznas.study.ranking import best_trials as best_trials
 from optuna_aznas.study.ranking import leaderboard as leaderboard
 from optuna_aznas.study.ranking import rank_scores as rank_scores
+from optuna_aznas.study.stopping import stop_when_flat as stop_when_flat
