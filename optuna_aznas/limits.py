@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -167,7 +167,8 @@ class Limits:
         """
         cheap = [name for name, limit in self._limits.items() if limit.cheap]
         with measure.undisturbed_random_states():
-            network, numbers = self._built_without_weights(trial), {}
+            network = self._built_without_weights(trial)
+            numbers: dict[str, Measurement] = {}
             for name in cheap:
                 numbers |= self._measure(network, [name])
                 if numbers[name].upper > self._limits[name].maximum:

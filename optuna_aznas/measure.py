@@ -151,9 +151,9 @@ def _counted(model: nn.Module, input_shape: Sequence[int] | None, inputs: Any, b
     """Run a network under a counter: only shapes are worked out, unless the network looks at values."""
     again = copy.deepcopy(counter)
     try:
-        with _prepared(model, input_shape, inputs, "cpu", batch_size, counter, empty=True) as call:
-            with _ShapesOnly(), counter:
-                call()
+        prepared = _prepared(model, input_shape, inputs, "cpu", batch_size, counter, empty=True)
+        with prepared as call, _ShapesOnly(), counter:
+            call()
         return counter
     except Exception:
         with _prepared(model, input_shape, inputs, "cpu", batch_size, again) as call, again:
@@ -172,7 +172,10 @@ def _prepared(
     *,
     empty: bool = False,
 ) -> Iterator[Any]:
-    """Run the body with a function that runs a copy of the network on a batch; its weights have values, or are empty."""
+    """Run the body with a function that runs a copy of the network on a batch.
+
+    With ``empty`` its weights have any values.
+    """
     if (input_shape is None) == (inputs is None):
         raise ValueError(
             "Exactly one of input_shape and inputs must be given: the shape of one sample, such as (3, 32, 32), or a "
@@ -237,7 +240,9 @@ class _ShapesOnly(TorchFunctionMode):
         if func is torch.conv2d and len(args) == 7 and args[0].ndim == 4 and not isinstance(args[4], str):
             x, weight, _, stride, padding, dilation, _ = args
             sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-            return x.new_empty((len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)))
+            return x.new_empty(
+                (len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes))
+            )
         return func(*args, **kwargs)
 
 

@@ -145,12 +145,12 @@ class Admission:
         numbers = self._numbers(self._limits.cheap_numbers, trial)
         if numbers is None:
             return None
-        own = trial.params
-        examined = self._filtered(Examined({**self._drawn(others), **params, **own}, dict(trial.distributions), numbers))
+        params, own = {**self._drawn(others), **params, **trial.params}, dict(trial.distributions)
+        examined = self._filtered(Examined(params, own, numbers))
         self._compare(examined)
         if not trial.drawn:  # else the same parameters would be completed in another way
             self._keep(key, examined)
-        self._keep(frozenset(describe(own, examined.space).items()), examined)
+        self._keep(frozenset(describe(trial.params, own).items()), examined)
         return examined
 
     def probability(self, view: StudyView, examined: Examined) -> float:
@@ -213,7 +213,9 @@ class Admission:
             examined = Examined(own.params, dict(own.distributions), numbers)
             self.store(study, trial, examined)
             self._compare(examined)
-            if not examined.passes:  # it was enqueued, or the objective suggests other parameters than the limits' build
+            if (
+                not examined.passes
+            ):  # it was enqueued, or the objective suggests other parameters than the limits' build
                 self.warn_exceeded(examined, own.params)
         return [_constraint(numbers.get(name), maximum) for name, maximum in self._maxima.items()]
 
@@ -298,4 +300,3 @@ def _constraint(number: Measurement | None, maximum: float) -> float:
     if number is None or math.isnan(number.upper):
         return 1.0
     return min(number.upper / maximum - 1.0, 1e9)  # plain JSON has no infinity
-

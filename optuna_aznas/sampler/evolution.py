@@ -31,9 +31,7 @@ class Evolution:
         ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self, variation: Variation, admission: Admission, population_size: int, n_startup_trials: int
-    ) -> None:
+    def __init__(self, variation: Variation, admission: Admission, population_size: int, n_startup_trials: int) -> None:
         check_count("population_size", population_size)
         check_count("n_startup_trials", n_startup_trials)
         self._variation = variation

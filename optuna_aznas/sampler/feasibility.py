@@ -23,6 +23,9 @@ _FEWEST = 6  # trials with a constraint before it is learned
 _MOST = 256  # newest trials that are learned from: conditioning on n of them takes n^3 steps
 _RULES_GROWTH = 1.15  # the rules of conditional parameters are inferred anew at this growth of the number of trials
 
+#: By how much constraints are exceeded, at most 0 where they are kept: by position, or by the name of a number.
+Excesses = dict[str | int, float]
+
 _Floats = npt.NDArray[np.float64]
 
 
@@ -40,7 +43,7 @@ class Feasibility:
         self._maxima = maxima
         self._models: dict[str | int, FeasibilityModel] = {}
         self._active: dict[str | int, FeasibilityModel] = {}
-        self._measured: list[tuple[Params, dict[str | int, float]]] = []
+        self._measured: list[tuple[Params, Excesses]] = []
         self._measured_space: Space = {}
         self._conditions, self._conditions_from = ConditionalParameters([]), 0
         self._n_learned = 0
@@ -50,7 +53,7 @@ class Feasibility:
     def add(self, architecture: Params, space: Space, numbers: Mapping[str, float]) -> None:
         """Add the measured numbers of a candidate that is not proposed."""
         self._measured_space |= space
-        excesses: dict[str | int, float] = {name: excess(number, self._maxima[name]) for name, number in numbers.items()}
+        excesses: Excesses = {name: excess(number, self._maxima[name]) for name, number in numbers.items()}
         self._measured.append((dict(architecture), excesses))
 
     def has_learned(self, view: StudyView) -> bool:
@@ -103,15 +106,17 @@ class Feasibility:
         return np.hstack(self._encoder(architectures))
 
 
-def _of_trials(trials: list[FrozenTrial], maxima: Mapping[str, float]) -> list[tuple[Params, dict[str | int, float]]]:
+def _of_trials(trials: list[FrozenTrial], maxima: Mapping[str, float]) -> list[tuple[Params, Excesses]]:
     """Return architectures, and by how much they exceed each constraint: by position, or by name of a number."""
-    found: list[tuple[Params, list[float], dict[str | int, float]]] = []
+    found: list[tuple[Params, list[float], Excesses]] = []
     for trial in trials:
         numbers = recorded_numbers(trial)
         enforced = sum(number.limit is not None for number in numbers.values())  # these constraints come last
         values = constraint_values(trial) or []
-        excesses: dict[str | int, float] = {
-            name: excess(numbers[name].measurement.upper, maximum) for name, maximum in maxima.items() if name in numbers
+        excesses: Excesses = {
+            name: excess(numbers[name].measurement.upper, maximum)
+            for name, maximum in maxima.items()
+            if name in numbers
         }
         found.append((architecture_params(trial), values[: len(values) - enforced], excesses))
     n_own = Counter(len(own) for _, own, _ in found).most_common(1)[0][0] if found else 0

@@ -75,7 +75,10 @@ def recorded_numbers(trial: FrozenTrial) -> dict[str, RecordedNumber]:
             continue
         try:
             measurement = Measurement(
-                float(value["median"]), float(value.get("spread", 0.0)), int(value.get("n", 1)), str(value.get("unit", ""))
+                float(value["median"]),
+                float(value.get("spread", 0.0)),
+                int(value.get("n", 1)),
+                str(value.get("unit", "")),
             )
             limit = None if value.get("limit") is None else float(value["limit"])
         except (KeyError, TypeError, ValueError, OverflowError):

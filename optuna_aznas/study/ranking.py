@@ -169,7 +169,8 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
                 str(entry.place),
                 str(entry.number),
                 f"{entry.rank_score:.3f}",
-                *map(plain_number, [*entry.values.values(), *entry.proxy_scores.values(), *self.medians(entry)]),
+                *map(plain_number, [*entry.values.values(), *entry.proxy_scores.values()]),
+                *("none" if math.isnan(median) else plain_number(median) for median in self.medians(entry)),
                 _listed(self.differing_params(entry)),
             ]
             for entry in self
@@ -220,7 +221,9 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
 
 def _column(proxy: str) -> str:
     """Return the name of a proxy's column, different from all other columns'."""
-    taken = proxy in ("place", "number", "rank_score", "value") or proxy.startswith(("params_", "proxy_", "value_", "number_"))
+    taken = proxy in ("place", "number", "rank_score", "value") or proxy.startswith(
+        ("params_", "proxy_", "value_", "number_")
+    )
     return f"proxy_{proxy}" if taken else proxy
 
 

@@ -17,9 +17,10 @@ from optuna_aznas.study.per_study import PerStudy
 def stop_when_flat(n_trials: int = 100) -> Callable[[Study, FrozenTrial], None]:
     """Return a callback for ``study.optimize`` that ends a search when no newer trial has become the best.
 
-    The best trial is the one with the highest rank score S among those that are completed and feasible, as on the leaderboard. The search
-    ends once ``n_trials`` trials with greater numbers have been scored. Everything is read from the study, so each of
-    several workers stops on its own, and a worker that joins such a study stops after its first trial.
+    The best trial is the one with the highest rank score S among those that are completed and feasible, as on the
+    leaderboard. The search ends once ``n_trials`` trials with greater numbers have been scored. Everything is read from
+    the study, so each of several workers stops on its own, and a worker that joins such a study stops after its first
+    trial.
 
     S is a rank by proxy scores. Where trials are trained, the trained value is what should stop rising: use Optuna's
     ``TerminatorCallback``. Both may be given; the search ends with the first that ends it.

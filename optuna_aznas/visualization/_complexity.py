@@ -94,7 +94,9 @@ def plot_complexity(
         rows = rows[np.lexsort((-scored.rank_scores[rows], cost[rows]))]
         add_best_line(figure, cost[rows], scored.rank_scores[rows], end=cost[rows][-1], name="best up to here")
     figure.update_layout(
-        xaxis=axis(title_text=_unit(proxy, recorded), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
+        xaxis=axis(
+            title_text=_unit(proxy, recorded), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})
+        ),
         yaxis=axis(title_text="rank score S (0 is best)", range=list(bounds)),
     )
     if budget:

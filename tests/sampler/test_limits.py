@@ -17,6 +17,7 @@ from optuna.trial import FixedTrial, TrialState
 
 import optuna_aznas as az
 from optuna_aznas.sampler.drawing import DrawingTrial
+from optuna_aznas.sampler.variation import sample_uniform
 from optuna_aznas.study.numbers import recorded_numbers
 
 MOST = 60
@@ -90,7 +91,9 @@ def test_a_filter_that_fails_is_survived_and_leaves_the_candidate_out():
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_a_filter_with_a_function_that_builds_holds_for_the_first_trial_and_new_parameters(joint):
-    sampler = az.AZNASSampler(seed=0, candidate_filter=fits, limits=az.Limits(widths), n_startup_trials=5, n_candidates=20)
+    sampler = az.AZNASSampler(
+        seed=0, candidate_filter=fits, limits=az.Limits(widths), n_startup_trials=5, n_candidates=20
+    )
     study = study_of(sampler, joint=joint)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -112,7 +115,11 @@ def test_limits_are_kept_by_every_trial_and_stored_with_it(cheap, joint):
     study.optimize(trained if joint else objective, n_trials=30)
     for trial in study.trials:
         number = recorded_numbers(trial)["total"]
-        assert (number.measurement.median, number.measurement.unit, number.limit) == (total(trial.params), "channels", MOST)
+        assert (number.measurement.median, number.measurement.unit, number.limit) == (
+            total(trial.params),
+            "channels",
+            MOST,
+        )
         assert number.measurement.median <= MOST
         assert trial.system_attrs["constraints"] == pytest.approx((total(trial.params) / MOST - 1,))
     if not cheap:
@@ -126,8 +133,8 @@ def test_measurements_are_spent_on_candidates_that_probably_keep_the_limit():
     early = len(measured)
     study.optimize(objective, n_trials=30)
     rng = np.random.default_rng(0)
-    random_networks = [widths(DrawingTrial({}, {}, lambda d: d.low + d.step * rng.integers(1 + (d.high - d.low) // d.step)))
-                       for _ in range(1000)]
+    drawing = (DrawingTrial({}, {}, lambda space: sample_uniform(space, rng)) for _ in range(1000))
+    random_networks = [widths(trial) for trial in drawing]
     share = np.mean([sum(network) <= MOST for network in random_networks])
     assert share < 0.4
     assert 30 / (len(measured) - early) > 0.7  # of those that were measured were proposed
