@@ -19,9 +19,6 @@ from optuna_aznas._measurement import Measurement, as_measurement
 
 __all__ = ["Limit", "Limits"]
 
-#: The limits that are known by name, with their units, cheap ones first.
-UNITS = {"parameters": "", "complexity": "multiply-accumulates", "peak_memory": "bytes", "latency": "ms"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
@@ -104,6 +101,11 @@ class Limits:
         if build is None:
             raise ValueError("build must be callable; got None.")
         check_callable("build", build)
+        try:
+            kind = torch.device(device).type
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device must be a device such as 'cpu' or 'cuda'; got {device!r}.") from error
+        # By name, in the order in which they are measured.
         measures: dict[str, Callable[[Any], Measurement]] = {
             "parameters": measure.parameters,
             "complexity": functools.partial(measure.multiply_accumulates, input_shape=input_shape),
@@ -127,10 +129,9 @@ class Limits:
             _check_maximum(name, limit)
             if name != "parameters" and input_shape is None:
                 raise ValueError(f"input_shape is needed to measure {name}: one sample, such as (3, 32, 32).")
-            on_gpu = torch.device(device).type == "cuda"
-            cheap = name in ("parameters", "complexity") or (name == "peak_memory" and not on_gpu)
-            found[name] = Limit(float(limit), measures[name], UNITS[name], cheap)
-        order = list(UNITS)
+            cheap = name in ("parameters", "complexity") or (name == "peak_memory" and kind != "cuda")
+            found[name] = Limit(float(limit), measures[name], cheap=cheap)
+        order = list(measures)
         places = {name: order.index(name) if name in order else len(order) for name in found}
         self._build = build
         self._limits = dict(sorted(found.items(), key=lambda item: (not item[1].cheap, places[item[0]])))

@@ -65,7 +65,10 @@ def latency(
         'ms'
     """
     with _prepared(model, input_shape, inputs, device, batch_size) as call:
-        timer = Timer("call()", globals={"call": call}, num_threads=threads)
+        # The timer itself waits for CUDA to finish; other accelerators are waited for here.
+        finish = getattr(getattr(torch, torch.device(device).type, None), "synchronize", None)
+        statement = "call()" if finish is None else "call(); finish()"
+        timer = Timer(statement, globals={"call": call, "finish": finish}, num_threads=threads)
         times = timer.blocked_autorange(min_run_time=seconds).times
         while len(times) < _FEWEST_RUNS:
             times.append(timer.timeit(1).mean)

@@ -360,6 +360,7 @@ def test_a_drawing_trial_is_what_an_objective_expects():
         (lambda: az.Limits(widths, latency=3.0), "input_shape is needed to measure latency"),
         (lambda: az.Limits(widths, parameters=-1), "parameters must be a number above 0"),
         (lambda: az.Limits(3), "build must be callable"),
+        (lambda: az.Limits(widths, device="phone"), "device must be a device such as 'cpu'"),
         (lambda: az.Limits(None), "build must be callable"),
         (lambda: az.Limit(0, sum), "maximum must be a number above 0"),
         (lambda: az.Limit(3, None), "measure must be callable"),
