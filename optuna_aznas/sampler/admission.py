@@ -114,7 +114,8 @@ class Admission:
 
     def begin(self, trial: FrozenTrial) -> None:
         """Draw from a source that depends on the trial, so that workers with one seed begin with different networks."""
-        self._rng = self._variation.rng_of(trial.number, "")
+        if self.discovers:
+            self._rng = self._variation.rng_of(trial.number, "")
 
     def admit(self, view: StudyView, params: Params, space: Space, fixed: Mapping[str, Any]) -> Examined | None:
         """Return a candidate, examined, if it passes and probably keeps what has to be measured; else ``None``."""
