@@ -24,7 +24,7 @@ __all__ = ["Limit", "Limits"]
 class Limit:
     """A limit on a number of your own.
 
-    Args:
+    Attributes:
         maximum: The greatest value that is allowed, above 0.
         measure: Called with a network, returns its number: a float or a :class:`~optuna_aznas.measure.Measurement`. Of
             the latter, median and spread together must not exceed the limit.

@@ -29,7 +29,6 @@ from optuna_aznas.sampler.variation import Variation, sample_uniform
 from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.numbers import number_attributes, recorded_numbers
 from optuna_aznas.study.per_study import PerStudy
-from optuna_aznas.study.values import describe
 
 #: Probability of keeping all constraints from which a candidate is proposed without looking for a likelier one.
 LIKELY = 0.75
@@ -151,7 +150,7 @@ class Admission:
         self._compare(examined)
         if not trial.drawn:  # else the same parameters would be completed in another way
             self._keep(key, examined)
-        self._keep(frozenset(describe(trial.params, own).items()), examined)
+        self._keep(frozenset(view.describe(params).items()), examined)  # as the strategies hand it back
         return examined
 
     def probability(self, view: StudyView, examined: Examined) -> float:
