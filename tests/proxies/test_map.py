@@ -78,13 +78,27 @@ def no_idle_workers():
 
 
 @pytest.mark.parametrize("n_workers", [0, 1, 2])
-def test_results_are_those_of_single_calls_in_order(n_workers, evaluator, one_thread):
+def test_results_are_those_of_single_calls(n_workers, evaluator, one_thread):
     widths = [24, 2, 8, 16, 4, 3]
     models = [build(width) if width == 8 else functools.partial(build, width) for width in widths]
     results = list(evaluator.map(models, n_workers=n_workers))
     assert results == [evaluator(build(width)) for width in widths]
     assert [result.names for result in results] == [evaluator.proxies] * len(widths)
     assert repr(results[0].blocks) == repr(evaluator(build(24)).blocks)  # NaN is equal to NaN in text
+
+
+def test_results_wait_for_those_before_them(evaluator, tmp_path):
+    def after_the_third():
+        while not (tmp_path / "third").exists():
+            threading.Event().wait(0.01)
+        return build(8)
+
+    def third():  # the worker that takes it has answered for the second
+        (tmp_path / "third").touch()
+        return build(6)
+
+    results = list(evaluator.map([after_the_third, lambda: build(4), third], n_workers=2))
+    assert results == [evaluator(build(width)) for width in (8, 4, 6)]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
