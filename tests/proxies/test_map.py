@@ -63,7 +63,7 @@ def evaluator():
     return az.ProxyEvaluator((3, 10, 10), device="cpu")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def no_idle_workers():
 
 
 @pytest.mark.parametrize("n_workers", [0, 1, 2])
-def test_results_are_those_of_single_calls(n_workers, evaluator, one_thread):
+def test_results_are_those_of_single_calls(n_workers, evaluator):
     widths = [24, 2, 8, 16, 4, 3]
     models = [build(width) if width == 8 else functools.partial(build, width) for width in widths]
     results = list(evaluator.map(models, n_workers=n_workers))
@@ -117,6 +117,20 @@ def test_an_error_that_cannot_be_pickled_arrives_in_words(evaluator):
     (result,) = evaluator.map([raises_what_cannot_be_pickled], n_workers=2)
     assert isinstance(result, RuntimeError)
     assert str(result) == "TwoArgumentsError: this, that"
+
+
+def test_an_error_that_only_the_worker_knows_costs_one_model(evaluator, tmp_path):
+    (tmp_path / "only_there.py").write_text("class OddError(Exception):\n    pass\n")
+
+    def raises():
+        sys.path.insert(0, str(tmp_path))
+        import only_there
+
+        raise only_there.OddError
+
+    results = list(evaluator.map([raises, *builders([4])], n_workers=2))
+    assert isinstance(results[0], ModuleNotFoundError)
+    assert isinstance(results[1], az.ProxyScores)
 
 
 @pytest.mark.parametrize(("dies", "how"), [(exits, "exit status 3"), (is_killed, "killed by SIGKILL")])
