@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from scipy.stats import rankdata
 
 import optuna_aznas as az
 from optuna_aznas import proxies
@@ -445,3 +446,23 @@ def test_a_leaderboard_names_the_proxy_that_counts_less():
     study = az.create_study(proxies=["a", "b"])
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 0.0), n_trials=12)
     assert "counted" not in str(az.leaderboard(study))
+
+
+def test_a_leaderboard_ranks_its_table_once(monkeypatch):
+    from optuna_aznas.aggregation import consensus, rank
+
+    study = optuna.create_study(directions=["maximize"] * 3)
+    for a in range(12):
+        study.add_trial(optuna.trial.create_trial(values=[a, a, -a]))
+    calls = []
+
+    def counting(*arguments, **named):
+        calls.append(1)
+        return rankdata(*arguments, **named)
+
+    monkeypatch.setattr(rank, "rankdata", counting)
+    monkeypatch.setattr(consensus, "rankdata", counting)
+    board = az.leaderboard(study)
+    assert len(calls) == 1
+    assert list(board.weights.values()) == [1.0, 1.0, 0.0]
+    assert [entry.number for entry in board] == list(range(11, 1, -1))
