@@ -160,6 +160,27 @@ def test_workers_are_used_again_with_another_evaluator(evaluator):
     assert set(_workers._idle) == before
 
 
+class Counted:
+    """A function that leaves a line in a file each time that it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        with self.file.open("a") as file:
+            file.write("unpickled\n")
+
+    def __call__(self, number):
+        return number
+
+
+def test_the_function_is_sent_to_a_worker_once(tmp_path):
+    function = Counted(tmp_path / "log")
+    assert list(_workers.call_each(function, range(5), n_workers=1, n_ahead=2)) == [0, 1, 2, 3, 4]
+    assert function.file.read_text() == "unpickled\n"
+
+
 def test_workers_look_for_modules_where_the_caller_does(evaluator, tmp_path, monkeypatch):
     list(evaluator.map(builders([4]), n_workers=2))
     (tmp_path / "just_written.py").write_text("def width():\n    return 6\n")
