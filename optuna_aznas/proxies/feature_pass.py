@@ -110,7 +110,7 @@ def _has_positions(block: BlockScores) -> bool:
 
 
 def _attempts(plan: BlockPlan, last_try: bool) -> list[_Attempt]:
-    at_modules = partial(run_blocks, blocks=plan.blocks, split=plan.split)
+    at_modules = partial(run_blocks, blocks=plan.blocks, inside=plan.inside)
     if not plan.automatic:
         return [_Attempt(NAMED, at_modules, ())]
     if plan.trusted:

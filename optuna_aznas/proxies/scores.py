@@ -27,6 +27,7 @@ class BlockScores:
             identity in a CNN.
         jacobian_rank: Entropy of the normalised singular values over the logarithm of their number, from 0 to 1; NaN
             like ``isometry``.
+        channels: Channels of the block's output, which are the first or the last entry of ``shape``.
 
     A quantity that no named proxy needs is NaN, or 0 for complexity.
     """
@@ -40,11 +41,7 @@ class BlockScores:
     complexity: float
     isometry: float
     jacobian_rank: float
-
-
-def channels_of(shape: tuple[int, ...]) -> int:
-    """Return the channels of a feature of this shape, without batch dimension; vectors and tokens have them last."""
-    return shape[0] if len(shape) > 2 else shape[-1]
+    channels: int = dataclasses.field(kw_only=True)
 
 
 class ProxyScores(tuple[float, ...]):

@@ -67,9 +67,9 @@ def test_two_models_on_the_same_scales(model, evaluator):
 
 def test_a_dead_block_is_marked():
     blocks = [
-        BlockScores("stem", (8, 8, 8), 1.5, math.nan, math.nan, math.nan, 100.0, math.nan, math.nan),
-        BlockScores("dead", (8, 8, 8), math.nan, math.nan, 0.0, -1e6, 100.0, math.nan, math.nan),
-        BlockScores("same", (8, 8, 8), 1.5, math.nan, 1.0, -math.inf, 0.0, math.nan, math.nan),
+        BlockScores("stem", (8, 8, 8), 1.5, math.nan, math.nan, math.nan, 100.0, math.nan, math.nan, channels=8),
+        BlockScores("dead", (8, 8, 8), math.nan, math.nan, 0.0, -1e6, 100.0, math.nan, math.nan, channels=8),
+        BlockScores("same", (8, 8, 8), 1.5, math.nan, 1.0, -math.inf, 0.0, math.nan, math.nan, channels=8),
     ]
     scores = az.ProxyScores([1.0], names=["expressivity"], blocks=blocks)
     (mark,) = [t for t in plot_block_profile(scores).data if t.type == "scatter" and t.marker.symbol == "x"]
