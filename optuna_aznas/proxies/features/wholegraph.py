@@ -214,10 +214,12 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
     """
     working = [i for i, piece in enumerate(pieces) if piece.products]
     units = [i for i in working if pieces[i].is_unit]
+    if len(units) == 1 and not (pieces[units[0]].residual and (looked_up or units[0] != working[0])):
+        units = []  # a single one that is no residual block says nothing, and without a stem it is the only feature
     groups = _groups(pieces, working, units, recorder)
     found: list[Result] = []
     longest = 0  # the most passive pieces that a block took in
-    if looked_up and groups and (groups[0][0] in units or len(units) < 2):
+    if looked_up and groups and (groups[0][0] in units or not units):
         embedded, _ = _end_of_block(pieces, 0, range(1, groups[0][0]), recorder, stem=True)
         found += [embedded] if embedded is not None else []
     for k, group in enumerate(groups):
@@ -240,10 +242,10 @@ def _groups(
 ) -> list[list[int]]:
     """Group the pieces with products: each group is the stem or a block.
 
-    With two units or more, each unit (a piece with branches) is a block of its own. The layers between two units form a
-    block together, a transition; a layer in a module of the same class as the units' modules, such as a bottleneck
-    without shortcut, is a block of its own. The layers before the first unit form the stem, those after the last the
-    head. With fewer units each layer is a block, and the head is left out.
+    Where there are units (pieces with branches; a single one must be a residual block), each is a block of its own. The
+    layers between two units form a block together, a transition; a layer in a module of the same class as the units'
+    modules, such as a bottleneck without shortcut, is a block of its own. The layers before the first unit form the
+    stem, those after the last the head. Without units each layer is a block, and the head is left out.
 
     Args:
         pieces: The pieces from a source to the output.
@@ -251,7 +253,7 @@ def _groups(
         units: The indices of those with products and branches.
         recorder: What was computed there.
     """
-    if len(units) < 2:
+    if not units:
         body = [i for i in working if i in units or not _is_linear(pieces[i])]
         kept = working[: working.index(body[-1]) + 2] if body else working
         if kept and not _is_recurrent(pieces[kept[-1]]):
