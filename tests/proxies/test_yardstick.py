@@ -286,6 +286,27 @@ def test_stages_of_convolutions_are_opened(depth):
     assert [b.entropy for b in scores.blocks] == [b.entropy for b in expected.blocks]
 
 
+class NormAct(nn.BatchNorm2d):
+    """A normalisation that holds its activation, as timm's do."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+def test_a_normalisation_is_no_block():
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    separate = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
+    scores, expected = (
+        found(nn.Sequential(conv, *norm, Bottleneck(8), *norm, Bottleneck(8))) for norm in ([NormAct(8)], separate)
+    )
+    assert [b.shape for b in scores.blocks] == [b.shape for b in expected.blocks] == [(8, 32, 32)] * 3
+    assert scores == expected
+
+
 class Plain(nn.Module):
     """Two plain layers as a unit: no stage."""
 

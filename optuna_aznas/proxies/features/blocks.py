@@ -20,6 +20,8 @@ BlockChoice: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] 
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
 
 class Inside(NamedTuple):
     """What of a block may be features of its own.
@@ -149,10 +151,7 @@ def _parents(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
 
 def _holds_units(module: nn.Module) -> bool:
     """Whether a container within a module holds a unit."""
-    return any(
-        isinstance(inner, _CONTAINERS) and any(has_children(m) and not isinstance(m, _CONTAINERS) for m in inner)
-        for inner in module.modules()
-    )
+    return any(isinstance(inner, _CONTAINERS) and any(map(_is_unit, inner)) for inner in module.modules())
 
 
 def _is_layer_in_pieces(model: nn.Module, name: str, parent: nn.Module) -> bool:
@@ -263,8 +262,13 @@ def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
         elif isinstance(child, nn.Sequential):
             if has_weight(child):
                 yield name, child
-        elif not isinstance(child, nn.ModuleList) and has_children(child):
+        elif _is_unit(child):
             yield name, child
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """Whether a module is made of others, and neither a container nor a normalisation with an activation inside."""
+    return has_children(module) and not isinstance(module, (*_CONTAINERS, *_NORMS))
 
 
 def has_children(module: nn.Module) -> bool:
