@@ -149,6 +149,7 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         blocks=full.blocks,
         seconds=full.seconds,
         block_source=full.block_source,
+        settings=evaluator.settings,
     )
     total = values["complexity"]
     blocks = []

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from optuna_aznas.proxies.settings import fingerprint as fingerprint_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,8 @@ class ProxyScores(tuple[float, ...]):
             (of the first repeat, where there are several).
         seconds: Wall-clock time of the evaluation, in seconds.
         block_source: How the blocks were chosen, in words; empty where no named proxy looks at blocks.
+        settings: What of the evaluator changes scores, as plain JSON; empty for scores that no evaluator has made.
+        fingerprint: Twelve digits that stand for the settings. Scores compare only where it is the same.
 
     Example:
         >>> scores = ProxyScores([57.1, 0.2], names=["expressivity", "progressivity"])
@@ -68,6 +73,7 @@ class ProxyScores(tuple[float, ...]):
     blocks: tuple[BlockScores, ...]
     seconds: float
     block_source: str
+    settings: Mapping[str, Any]
 
     def __new__(
         cls,
@@ -77,6 +83,7 @@ class ProxyScores(tuple[float, ...]):
         blocks: Iterable[BlockScores] = (),
         seconds: float = math.nan,
         block_source: str = "",
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> ProxyScores:
         scores = super().__new__(cls, (-math.inf if math.isnan(value) else float(value) for value in values))
         if len(names) != len(scores):
@@ -85,7 +92,12 @@ class ProxyScores(tuple[float, ...]):
         scores.blocks = tuple(blocks)
         scores.seconds = seconds
         scores.block_source = block_source
+        scores.settings = dict(settings)
         return scores
+
+    @property
+    def fingerprint(self) -> str:  # documented among the attributes
+        return fingerprint_of(self.settings) if self.settings else ""
 
     def to_dict(self) -> dict[str, float]:
         """Return the proxy scores by name."""
@@ -100,14 +112,9 @@ class ProxyScores(tuple[float, ...]):
         return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.to_dict().items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds, self.block_source)
+        attributes = ("names", "blocks", "seconds", "block_source", "settings")
+        return _restore_scores, (tuple(self), {name: getattr(self, name) for name in attributes})
 
 
-def _restore_scores(
-    values: tuple[float, ...],
-    names: tuple[str, ...],
-    blocks: tuple[BlockScores, ...],
-    seconds: float,
-    block_source: str,
-) -> ProxyScores:
-    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds, block_source=block_source)
+def _restore_scores(values: tuple[float, ...], attributes: dict[str, Any]) -> ProxyScores:
+    return ProxyScores(values, **attributes)
