@@ -6,6 +6,6 @@ torch nor optuna.
 
 from optuna_aznas import _lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(__name__)

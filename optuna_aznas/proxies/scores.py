@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from optuna_aznas._text import html_table, plain_number
 from optuna_aznas.proxies.settings import fingerprint as fingerprint_of
 
 
@@ -110,6 +111,9 @@ class ProxyScores(tuple[float, ...]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.to_dict().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.names, [[plain_number(value) for value in self]])
 
     def __reduce__(self) -> tuple[Any, ...]:
         attributes = ("names", "blocks", "seconds", "block_source", "settings")

@@ -136,14 +136,20 @@ def recorded_scores(trial: FrozenTrial) -> dict[str, float] | None:
         return None
 
 
-def recorded_architecture(trial: FrozenTrial) -> list[str] | None:
+def recorded_names(trial: FrozenTrial) -> list[str] | None:
     """Return the names of a trial's architecture parameters as :func:`record` stored them; ``None`` if there are none,
     or they cannot be read as names.
     """
     names = trial.user_attrs.get(ARCHITECTURE_KEY)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    return [name for name in names if name in trial.params]
+    return names
+
+
+def recorded_architecture(trial: FrozenTrial) -> list[str] | None:
+    """Return those of a trial's :func:`recorded_names` that it has parameters of; ``None`` if there are no names."""
+    names = recorded_names(trial)
+    return None if names is None else [name for name in names if name in trial.params]
 
 
 def architecture_names(trial: FrozenTrial) -> list[str]:
