@@ -83,7 +83,8 @@ def test_a_dead_block_is_marked():
 
 @pytest.mark.parametrize(("sigma", "marked"), [(0.49, True), (0.51, False), (1.99, False), (2.01, True)])
 def test_a_spectral_norm_is_marked_where_diagnose_finds_it(sigma, marked):
-    block = BlockScores("b", (8, 8, 8), 1.5, 0.1, sigma, block_trainability(sigma), 100.0, math.nan, math.nan)
+    t = block_trainability(sigma)
+    block = BlockScores("b", (8, 8, 8), 1.5, 0.1, sigma, t, 100.0, math.nan, math.nan, channels=8)
     found = _gradient_finding(block) is not None
     figure = plot_block_profile(az.ProxyScores([1.0], names=["a"], blocks=[block]))
     marks = [t for t in figure.data if t.marker.color == RED]

@@ -283,9 +283,10 @@ def has_weight(module: nn.Module) -> bool:
 
 def candidates(model: nn.Module) -> str:
     """Return a sentence for error messages that lists modules to choose as blocks."""
+    layers = [m for m in model.modules() if has_weight(m) and not has_children(m)]
+    if len(layers) == 1:
+        return "Its only layer with weights counts as its head: score a model of two such layers or more."
     names = [name for name, module in model.named_modules() if name and has_weight(module)]
-    if not names and has_weight(model):
-        return "It is a single layer, and the proxies compare features between layers: score a model of two or more."
     if not names:
         return "It has no module with a weight matrix or kernel at all."
     shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")

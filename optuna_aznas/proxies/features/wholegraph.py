@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Reporter
-from optuna_aznas.proxies.features.blocks import has_children
+from optuna_aznas.proxies.features.blocks import has_children, has_weight
 from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
 from optuna_aznas.proxies.model.forward import call_model
@@ -63,11 +63,13 @@ class _Feature:
     previous: Node | None
 
 
-def run_whole(request: PassRequest) -> PassReport:
+def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     """Run a model once as a whole, find its features, and report them in the order of execution.
 
     Args:
         request: The model, and what to report of it.
+        with_input: Whether the input of a model of one layer below its head is a feature, too, such as that of a
+            perceptron with one hidden layer.
 
     Raises:
         NotFoundError: The model has fewer than two such features.
@@ -90,6 +92,8 @@ def run_whole(request: PassRequest) -> PassReport:
             "Let it run without torch.no_grad, or name blocks with ProxyEvaluator(blocks=[...])."
         )
     features = _features(end, recorder)
+    if with_input and len(features) == 1 and recorder.input is not None and _is_one_layer(features[0], recorder):
+        features = [_Feature(recorder.result_of_input(), None), _Feature(features[0].result, recorder.input.grad_fn)]
     if len(features) < 2:
         raise NotFoundError("fewer than two tensors are such that everything passes through them")
     _report(features, recorder, reporter)
@@ -107,18 +111,29 @@ class _SourceRecorder(Recorder):
         self._whole: dict[int, Tensor] = {}  # whole numbers that depend on the inputs, by id; kept so that ids last
         self._main: int | None = None
         self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
+        self.input: Tensor | None = None  # the model's input, where it has one, of floating point
 
     def as_sources(self, inputs: Any) -> Any:
         """Return the inputs with each floating-point tensor a source."""
         self._main = id(next(tensors_in(inputs)))
+        given: list[Tensor] = []
 
         def source(tensor: Tensor) -> Tensor:
             if tensor.is_floating_point():
-                return self._source(tensor, looked_up=False)
-            self._whole[id(tensor)] = tensor
+                tensor = self._source(tensor, looked_up=False)
+            else:
+                self._whole[id(tensor)] = tensor
+            given.append(tensor)
             return tensor
 
-        return map_tensors(source, inputs)
+        inputs = map_tensors(source, inputs)
+        self.input = given[0] if len(given) == 1 and given[0].is_floating_point() else None
+        return inputs
+
+    def result_of_input(self) -> Result:
+        """Record the model's only input as a result, so that it can be a feature, and return that."""
+        assert self.input is not None
+        return self.results.setdefault(self.input.grad_fn, Result(self.input, 0, 0.0, ""))
 
     def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
         leaf = tensor.detach().requires_grad_()
@@ -155,6 +170,12 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
                 found[node] = feature
             previous = result
     return sorted(found.values(), key=lambda feature: feature.result.index)
+
+
+def _is_one_layer(feature: _Feature, recorder: Recorder) -> bool:
+    """Whether a single call of a layer with weights precedes a feature."""
+    layers = [call for call in recorder.calls if has_weight(call.module) and not has_children(call.module)]
+    return len([call for call in layers if call.begin < feature.result.index]) == 1
 
 
 def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
@@ -228,7 +249,7 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
         passive = range(group[-1] + 1, limit)
         if k == len(groups) - 1 and k and len(units) >= 2:
             passive = passive[:longest]
-        stem = not found and group[0] not in units
+        stem = not found and group[0] not in units and len(groups) > 1
         result, used = _end_of_block(pieces, group[-1], passive, recorder, stem=stem)
         if group[-1] in units:
             longest = max(longest, used)
@@ -361,6 +382,9 @@ def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, n
 
     A feature is named after the module whose output it is, or else after the largest module that ran before it.
     """
+    if result.tensor is recorder.input:
+        root = next(call.module for call in recorder.calls if not call.name)
+        return f"input of {type(root).__name__}", root, ()
     begun = [call for call in recorder.calls if call.name and begin <= call.begin < result.index]
     layers = tuple(call.module for call in begun if not has_children(call.module))
     giving = [call for call in begun if call.node is result.tensor.grad_fn]
