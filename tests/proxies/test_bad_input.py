@@ -294,7 +294,6 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize(
     ("model", "shape", "feature"),
     [
-        (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (4,), (6,)),
         (
             nn.Sequential(stem(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
             (3, 8, 8),

@@ -4,6 +4,8 @@ written.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -390,6 +392,25 @@ def test_depth_does_not_change_how_blocks_are_found(model, stages, features):
     assert len({s.block_source for s in scores}) == 1
     n = [len(s.blocks) for s in scores]
     assert [n[1] - n[0], n[2] - n[1], n[3] - n[2]] == [stages * features * k for k in (1, 1, 9)]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
+def test_the_input_of_a_perceptron_is_a_feature(activation):
+    widths = (5, 6, 7, 8)
+    for depth in DEPTHS:
+        layers = [
+            layer
+            for c_in, c_out in itertools.pairwise(widths[: depth + 1])
+            for layer in (nn.Linear(c_in, c_out), activation())
+        ]
+        scores = found(nn.Sequential(*layers, nn.Linear(widths[depth], 2)), (5,))
+        assert [block.shape for block in scores.blocks] == [(width,) for width in widths[: depth + 1]]
+        assert names(scores)[0] == "input of Sequential"
+        assert scores.block_source.startswith("found by running the model")
+        assert [b.complexity for b in scores.blocks] == [
+            0,
+            *(a * b for a, b in itertools.pairwise(widths[: depth + 1])),
+        ]
 
 
 @pytest.mark.parametrize("model", [Encoder, Pooled, Transitions, Wide, PiT])

@@ -124,14 +124,12 @@ def _is_telling(model: nn.Module, found: dict[str, nn.Module]) -> bool:
     """Whether modules found in the tree are blocks beyond doubt.
 
     They are where containers hold them, with few others before, between and behind, none of which holds units of its
-    own, or where they form a chain that ``Sequential`` runs. How many units a container holds does not matter, so the
-    answer is the same for the networks of a space that differ in their depth.
+    own. How many units a container holds does not matter, so the answer is the same for the networks of a space that
+    differ in their depth. A chain of plain layers is not: each block is several of them.
     """
-    parents = _parents(model, found)
     if not any(map(has_children, found.values())):
-        recurrent = any(isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in model.modules())
-        in_sequence = all(type(parent).forward is nn.Sequential.forward for parent in parents.values())
-        return in_sequence and not recurrent
+        return False
+    parents = _parents(model, found)
     containers = {name for name, parent in parents.items() if isinstance(parent, _CONTAINERS)}
     held = {type(unit) for name, unit in found.items() if _parent(name) in containers} - set(_CONTAINERS)
     loose = [unit for name, unit in found.items() if _parent(name) not in containers and type(unit) not in held]

@@ -68,8 +68,8 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
 
     Args:
         request: The model, and what to report of it.
-        with_input: Whether the input of a model of one layer below its head is a feature, too, such as that of a
-            perceptron with one hidden layer.
+        with_input: Whether the input of a model of one layer below its head is a feature, too. That of a perceptron is
+            in any case, as it has no stem.
 
     Raises:
         NotFoundError: The model has fewer than two such features.
@@ -92,8 +92,9 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
             "Let it run without torch.no_grad, or name blocks with ProxyEvaluator(blocks=[...])."
         )
     features = _features(end, recorder)
-    if with_input and len(features) == 1 and recorder.input is not None and _is_one_layer(features[0], recorder):
-        features = [_Feature(recorder.result_of_input(), None), _Feature(features[0].result, recorder.input.grad_fn)]
+    if features and (_is_perceptron(recorder) or (with_input and _is_one_layer(features, recorder))):
+        features = [_Feature(recorder.result_of_input(), None), *features]
+        features[1] = dataclasses.replace(features[1], previous=recorder.input_node)
     if len(features) < 2:
         raise NotFoundError("fewer than two tensors are such that everything passes through them")
     _report(features, recorder, reporter)
@@ -111,6 +112,7 @@ class _SourceRecorder(Recorder):
         self._whole: dict[int, Tensor] = {}  # whole numbers that depend on the inputs, by id; kept so that ids last
         self._main: int | None = None
         self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
+        self.layers_are_blocks = False  # whether no piece with branches tells blocks from other layers
         self.input: Tensor | None = None  # the model's input, where it has one, of floating point
 
     def as_sources(self, inputs: Any) -> Any:
@@ -130,10 +132,15 @@ class _SourceRecorder(Recorder):
         self.input = given[0] if len(given) == 1 and given[0].is_floating_point() else None
         return inputs
 
+    @property
+    def input_node(self) -> Node | None:
+        """The node of the model's only input."""
+        return None if self.input is None else self.input.grad_fn
+
     def result_of_input(self) -> Result:
         """Record the model's only input as a result, so that it can be a feature, and return that."""
         assert self.input is not None
-        return self.results.setdefault(self.input.grad_fn, Result(self.input, 0, 0.0, ""))
+        return self.results.setdefault(self.input_node, Result(self.input, 0, 0.0, ""))
 
     def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
         leaf = tensor.detach().requires_grad_()
@@ -172,10 +179,16 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
     return sorted(found.values(), key=lambda feature: feature.result.index)
 
 
-def _is_one_layer(feature: _Feature, recorder: Recorder) -> bool:
-    """Whether a single call of a layer with weights precedes a feature."""
+def _is_perceptron(recorder: _SourceRecorder) -> bool:
+    """Whether the model's layers are its blocks, and its only input holds vectors."""
+    return recorder.layers_are_blocks and recorder.input is not None and recorder.input.ndim == 2
+
+
+def _is_one_layer(features: Sequence[_Feature], recorder: _SourceRecorder) -> bool:
+    """Whether the model has a single input and a single feature, and one call of a layer with weights before it."""
     layers = [call for call in recorder.calls if has_weight(call.module) and not has_children(call.module)]
-    return len([call for call in layers if call.begin < feature.result.index]) == 1
+    before = [call for call in layers if call.begin < features[0].result.index]
+    return recorder.input is not None and len(features) == len(before) == 1
 
 
 def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
@@ -237,6 +250,7 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
     units = [i for i in working if pieces[i].is_unit]
     if len(units) == 1 and not (pieces[units[0]].residual and (looked_up or units[0] != working[0])):
         units = []  # a single one that is no residual block says nothing, and without a stem it is the only feature
+    recorder.layers_are_blocks = not units
     groups = _groups(pieces, working, units, recorder)
     found: list[Result] = []
     longest = 0  # the most passive pieces that a block took in
