@@ -4,7 +4,7 @@
 
 timm and torchvision are not among the project's requirements: pip install timm. Nothing is downloaded: the models are
 built without their weights. Of each architecture the smallest ImageNet model is taken: architectures are those that
-differ in the module that defines them, the class, or the first letters of the name.
+differ in the module that registers them, the class, or the first letters of the name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def smallest_of_each(most_parameters: float) -> list[tuple[str, int]]:
             continue
         parameters = sum(parameter.numel() for parameter in model.parameters())
         letters = re.match("[a-z]*", name)
-        architecture = (type(model).__module__, type(model).__qualname__, letters.group() if letters else "")
+        module = timm.models.model_entrypoint(name).__module__
+        architecture = (module, type(model).__qualname__, letters.group() if letters else "")
         if parameters < most_parameters and parameters < found.get(architecture, ("", parameters + 1))[1]:
             found[architecture] = name, parameters
     return sorted(found.values(), key=lambda entry: entry[1])

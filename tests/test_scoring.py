@@ -211,6 +211,25 @@ def test_another_evaluator_is_refused_where_only_trials_say_how_they_were_scored
     assert EVALUATOR_KEY not in study.user_attrs
 
 
+def test_a_study_that_was_filled_later_knows_its_evaluator():
+    def build(trial):
+        return network(trial.suggest_int("width", 2, 4))
+
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.optimize(lambda trial: float(trial.suggest_int("width", 2, 4)), n_trials=2)
+    arguments = {"n_workers": 1, "show_progress_bar": False}
+    assert az.backfill(study, build, evaluator(), **arguments) == 2
+    study.optimize(lambda trial: float(trial.suggest_int("width", 2, 4)), n_trials=1)
+    with pytest.raises(ValueError, match="seed=1 instead of 0"):
+        az.backfill(study, build, evaluator(seed=1), **arguments)
+    trial = study.ask()
+    az.record(trial, scores_by(evaluator(seed=1), 1.0))
+    study.tell(trial, 1.0)
+    with pytest.warns(UserWarning, match="Trial 3 was scored otherwise"):
+        assert sorted(az.rank_scores(study)) == [0, 1]
+
+
 def test_proxies_beside_an_evaluator():
     assert az.create_study(evaluator=evaluator(), proxies=PROXIES).metric_names == list(PROXIES)
     with pytest.raises(ValueError, match="proxies must be those of evaluator"):

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from scipy.stats import rankdata
 
 import optuna_aznas as az
 from optuna_aznas import proxies
@@ -371,7 +372,9 @@ def test_record_on_a_finished_trial():
     trial.suggest_int("x", 0, 9)
     study.tell(trial, 0.0)
     for finished in (study.trials[0], trial):
-        with pytest.raises(ValueError, match=r"Trial 0 has finished.*study\.enqueue_trial\(trial\.params\)"):
+        with pytest.raises(
+            ValueError, match=r"Trial 0 has finished.*optuna_aznas\.backfill\(study, build, evaluator\)"
+        ):
             az.record(finished, {"a": 1.0})
     assert study.trials[0].user_attrs == {}
 
@@ -443,3 +446,23 @@ def test_a_leaderboard_names_the_proxy_that_counts_less():
     study = az.create_study(proxies=["a", "b"])
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 0.0), n_trials=12)
     assert "counted" not in str(az.leaderboard(study))
+
+
+def test_a_leaderboard_ranks_its_table_once(monkeypatch):
+    from optuna_aznas.aggregation import consensus, rank
+
+    study = optuna.create_study(directions=["maximize"] * 3)
+    for a in range(12):
+        study.add_trial(optuna.trial.create_trial(values=[a, a, -a]))
+    calls = []
+
+    def counting(*arguments, **named):
+        calls.append(1)
+        return rankdata(*arguments, **named)
+
+    monkeypatch.setattr(rank, "rankdata", counting)
+    monkeypatch.setattr(consensus, "rankdata", counting)
+    board = az.leaderboard(study)
+    assert len(calls) == 1
+    assert list(board.weights.values()) == [1.0, 1.0, 0.0]
+    assert [entry.number for entry in board] == list(range(11, 1, -1))

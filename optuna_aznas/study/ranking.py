@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_count
 from optuna_aznas._text import cut, for_terminal, html_table, in_html, plain_number, text_table
-from optuna_aznas.aggregation import consensus_weights
 from optuna_aznas.aggregation.consensus import describe_weights
+from optuna_aznas.aggregation.rank import aggregate_with_weights
 from optuna_aznas.study.attributes import architecture_params
 from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.study.values import describe
@@ -172,8 +172,8 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
     """
     check_count("n", n)
     history = StudyHistory.of(study)
-    s = history.rank_scores()
-    weights = dict(zip(history.names, consensus_weights(history.proxy_scores).tolist(), strict=True))
+    s, w = aggregate_with_weights(history.proxy_scores) if len(history) else (np.zeros(0), np.zeros(0))
+    weights = dict(zip(history.names, w.tolist(), strict=True))
     shown = list(itertools.islice(_architectures(history, s), n))
     names = _value_names(study)
     if all(list(history.trials[i].values) == history.proxy_scores[i].tolist() for i in shown):

@@ -77,11 +77,16 @@ class Scoring:
         return tuple(value) if isinstance(value, list) else value
 
 
+def scoring_attributes(proxy_scores: Any) -> dict[str, Any]:
+    """Return the user attributes of a trial that say how its proxy scores were made, as far as they say it."""
+    scoring = Scoring.of(proxy_scores)
+    return {} if scoring is None else {SCORING_KEY: scoring.to_json()}
+
+
 def store_scoring(trial: BaseTrial, proxy_scores: Any) -> None:
     """Store on a running trial how its proxy scores were made, as far as they say it."""
-    scoring = Scoring.of(proxy_scores)
-    if scoring is not None:
-        trial.set_user_attr(SCORING_KEY, scoring.to_json())
+    for key, value in scoring_attributes(proxy_scores).items():
+        trial.set_user_attr(key, value)
 
 
 def recorded_scoring(trial: FrozenTrial) -> Scoring | None:
@@ -94,25 +99,37 @@ def study_scoring(study: Study) -> Scoring | None:
     return Scoring.read(study.user_attrs.get(EVALUATOR_KEY))
 
 
+def check_scoring(study: Study, evaluator: Any) -> Scoring | None:
+    """Return how a study's proxy scores are made, as far as it says so, if it is how an evaluator makes them.
+
+    Raises:
+        ValueError: They are made otherwise.
+    """
+    stored = study_scoring(study)
+    if stored is None:
+        recorded = map(recorded_scoring, study.get_trials(deepcopy=False))
+        stored = next((scoring for scoring in recorded if scoring is not None), None)
+    own = Scoring.of(evaluator)
+    if own is not None and stored is not None and own.fingerprint != stored.fingerprint:
+        raise ValueError(
+            f"The networks of study {study.study_name!r} are scored otherwise, and scores compare only where the same "
+            f"settings made them; here: {own.differences(stored)}. Choose another study, or an evaluator with this "
+            "study's settings."
+        )
+    return stored
+
+
 def declare(study: Study, evaluator: Any) -> None:
     """Store how an evaluator scores as how the proxy scores of a study are made.
 
     Raises:
-        ValueError: Those of the study are made otherwise.
+        ValueError: Those of the study are made otherwise, or ``evaluator`` is none.
     """
     own = Scoring.of(evaluator)
     if own is None:
         raise ValueError(f"evaluator must be a ProxyEvaluator; got {type(evaluator).__name__}.")
-    recorded = (recorded_scoring(trial) for trial in study.get_trials(deepcopy=False))
-    stored = study_scoring(study) or next((scoring for scoring in recorded if scoring is not None), None)
-    if stored is None:
+    if check_scoring(study, evaluator) is None:
         study.set_user_attr(EVALUATOR_KEY, own.to_json())
-    elif stored.fingerprint != own.fingerprint:
-        raise ValueError(
-            f"The networks of study {study.study_name!r} are scored otherwise, and scores compare only where the same "
-            f"settings made them; here: {own.differences(stored)}. Choose another study_name, or an evaluator with the "
-            "study's settings."
-        )
 
 
 class Yardstick:

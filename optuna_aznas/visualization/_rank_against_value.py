@@ -11,7 +11,6 @@ from scipy.stats import kendalltau, spearmanr
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._text import for_plotly
-from optuna_aznas.study.attributes import recorded_scores
 from optuna_aznas.visualization._plotly import (
     BLUE,
     Figure,
@@ -105,8 +104,7 @@ def plot_rank_against_value(
 def has_trained_values(study: Study) -> bool:
     """Whether :func:`plot_rank_against_value` has something to show without a ``target``."""
     return len(study.directions) == 1 and any(
-        trial.state == TrialState.COMPLETE and recorded_scores(trial) is not None
-        for trial in study.get_trials(deepcopy=False)
+        trial.state == TrialState.COMPLETE for trial in ScoredTrials.of(study).trials
     )
 
 

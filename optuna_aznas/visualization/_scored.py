@@ -99,7 +99,7 @@ class ScoredTrials:
     @property
     def weights(self) -> _Floats:
         """The weights of the proxies in S, shape (m,). See :func:`~optuna_aznas.aggregation.consensus_weights`."""
-        return consensus_weights(self.proxy_scores)
+        return consensus_weights(self.proxy_scores) if len(self) else np.ones(len(self.names))
 
     @property
     def complete(self) -> npt.NDArray[np.bool_]:
