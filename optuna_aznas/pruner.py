@@ -72,7 +72,7 @@ class AZNASPruner(BasePruner):
         with self._lock:
             history = self._histories.get(study, lambda _: StudyHistory(self._aggregation))
             history.update(study, own=trial)
-            if len(history) < self._n_startup_trials:
+            if len(history) < self._n_startup_trials or not history.measures(trial):
                 return False
             return history.is_among_best(proxy_scores, self._keep_fraction) is False
 

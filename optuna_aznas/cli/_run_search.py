@@ -22,6 +22,7 @@ from optuna_aznas.cli._storage import is_in_memory, open_storage
 from optuna_aznas.cli._trials import MOST_FAILURES, TrialReport, Trials, too_many_failures
 from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.storage import redact_url
+from optuna_aznas.study.scoring import store_scoring
 
 #: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
 COMPLEXITY_KEY = "aznas:complexity"
@@ -53,7 +54,7 @@ def search(options: argparse.Namespace) -> Result:
                 settings = agreed
                 evaluator, sampler = _prepare(options, built_in, settings)
         study = az.create_study(
-            study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
+            study_name=name, storage=storage, sampler=sampler, evaluator=evaluator, load_if_exists=True
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -257,6 +258,7 @@ class _Search:
             raise
         if "complexity" in scores.names:
             trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)
+        store_scoring(trial, scores)
         return scores
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
