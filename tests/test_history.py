@@ -20,6 +20,7 @@ import optuna_aznas as az
 from optuna_aznas.study import history as module
 from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.study.per_study import PerStudy
+from optuna_aznas.study.reader import TrialReader
 from tests import reference
 
 numbers = st.one_of(st.integers(0, 4).map(float), st.floats(0, 1), st.sampled_from([-math.inf, math.inf]))
@@ -276,3 +277,24 @@ def test_a_trial_that_finishes_while_the_study_is_read_again_is_taken_once(monke
     history.update(study)
     assert len(calls) >= 2
     assert sorted(trial.number for trial in history.trials) == [0, 1]
+
+
+@pytest.mark.parametrize(("n_others", "small", "read_together"), [(1, 1000, False), (2, 1000, True), (2, 1, False)])
+def test_which_trials_are_read_together(monkeypatch, n_others, small, read_together):
+    """Two other running trials are, in a small study; the caller's own trial is not read and does not count."""
+    from optuna_aznas.study import reader as reading
+
+    monkeypatch.setattr(reading, "_SMALL", small)
+    study = optuna.create_study()
+    trials = [study.ask() for _ in range(n_others + 1)]
+    own = study.trials[0]
+    reader = TrialReader()
+    reader.read(study, own)
+    calls = []
+    whole = study.get_trials
+    monkeypatch.setattr(study, "get_trials", lambda **named: calls.append(1) or whole(**named))
+    study.tell(trials[1], 1.0)
+    finished, unfinished = reader.read(study, own)
+    assert bool(calls) == read_together
+    assert [trial.number for trial in finished] == [1]
+    assert [trial.number for trial in unfinished] == [0, *range(2, n_others + 1)]
