@@ -76,4 +76,4 @@ bench-speed: env
 	$(BIN)/python -m benchmarks.speed
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/auto_tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis
