@@ -2,8 +2,8 @@
 Look at a model of your own
 ===========================
 
-Any ``torch.nn.Module`` can be scored. :func:`~optuna_aznas.diagnose` shows block by block where it loses expressivity or
-gradients, and says what is conspicuous and by which rule.
+Any ``torch.nn.Module`` can be scored. :func:`~optuna_aznas.diagnose` shows block by block where it loses expressivity
+or gradients, and says what is conspicuous and by which rule.
 """
 
 from torch import nn
@@ -49,8 +49,8 @@ for name in narrow.scores.names:
 
 # %%
 # The blocks are found automatically in models of repeated units and in plain chains of layers. Where that fails, or to
-# look at others, name them: ``ProxyEvaluator(..., blocks=["layer1", "layer2"])``, a pattern such as ``"layer*.*"``, or a
-# function ``(name, module) -> bool``. For several inputs, token ids or real data give a batch instead of a shape:
+# look at others, name them: ``ProxyEvaluator(..., blocks=["layer1", "layer2"])``, a pattern such as ``"layer*.*"``, or
+# a function ``(name, module) -> bool``. For several inputs, token ids or real data give a batch instead of a shape:
 # ``ProxyEvaluator(inputs=batch)``. ``init=None`` keeps the model's own weights.
 
 by_name = az.ProxyEvaluator(input_shape=(3, 32, 32), blocks=["0", "2", "4"], seed=0)

@@ -6,6 +6,8 @@ Three ways to use all cores or several machines, from the simplest on. The numbe
 the page builds anywhere.
 """
 
+import pathlib
+
 import optuna
 from torch import nn
 
@@ -40,8 +42,8 @@ for model, scores in zip(models, evaluator.map(models, n_workers=2), strict=True
 #
 #    optuna-aznas search nas_bench_201 --workers 4 --trials 1000 --storage sqlite:///nas.db
 #
-# **Search from scripts of your own.** Every worker reads all it needs from the study and keeps nothing of its own. Start
-# the same script as often as you like, on as many machines as reach the storage, and kill any of them at any time.
+# **Search from scripts of your own.** Every worker reads all it needs from the study and keeps nothing of its own.
+# Start the same script as often as you like, on as many machines as reach the storage, and kill any of them at any time.
 # :func:`~optuna_aznas.open_storage` opens a storage for this: workers may start at once on an empty database, and a
 # restart of the database is waited for.
 
@@ -57,7 +59,5 @@ az.leaderboard(study, n=3)
 
 # %%
 # :doc:`/many_machines` has the storages to choose from and what each is for.
-
-import pathlib
 
 pathlib.Path("workers.log").unlink()  # of this page only
