@@ -43,9 +43,9 @@ for model, scores in zip(models, evaluator.map(models, n_workers=2), strict=True
 #    optuna-aznas search nas_bench_201 --workers 4 --trials 1000 --storage sqlite:///nas.db
 #
 # **Search from scripts of your own.** Every worker reads all it needs from the study and keeps nothing of its own.
-# Start the same script as often as you like, on as many machines as reach the storage, and kill any of them at any time.
-# :func:`~optuna_aznas.open_storage` opens a storage for this: workers may start at once on an empty database, and a
-# restart of the database is waited for.
+# Start the same script as often as you like, on as many machines as reach the storage, and kill any of them whenever
+# you like. :func:`~optuna_aznas.open_storage` opens a storage for this: workers may start at once on an empty database,
+# and a restart of the database is waited for.
 
 
 def objective(trial):
