@@ -22,6 +22,7 @@ from optuna_aznas.cli._storage import is_in_memory, open_storage
 from optuna_aznas.cli._trials import MOST_FAILURES, TrialReport, Trials, too_many_failures
 from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.storage import redact_url
+from optuna_aznas.study.scoring import store_scoring
 
 _Build = Callable[[Any], nn.Module]
 
@@ -50,7 +51,7 @@ def search(options: argparse.Namespace) -> Result:
                 settings = agreed
                 evaluator, sampler = _prepare(options, built_in, own, settings)
         study = az.create_study(
-            study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
+            study_name=name, storage=storage, sampler=sampler, evaluator=evaluator, load_if_exists=True
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -240,12 +241,14 @@ class _Search:
     def _objective(self, trial: Trial) -> tuple[float, ...]:
         self._error: Exception | None = None
         try:
-            return _score(self._build, self._evaluator, trial)
+            scores = _score(self._build, self._evaluator, trial)
         except optuna.TrialPruned:  # raised by the user's space
             raise
         except Exception as error:
             self._error = error
             raise
+        store_scoring(trial, scores)
+        return scores
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
         error = None

@@ -404,3 +404,19 @@ def test_budgets(text, value):
 @pytest.mark.parametrize(("text", "value"), [("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), ("2h", 7200.0)])
 def test_times(text, value):
     assert cli._options.seconds(text) == value
+
+
+def test_python_continues_a_search_of_the_command_line_only_with_its_evaluator(run, folder):
+    url = f"sqlite:///{folder}/scoring.db"
+    options = ("--input-shape", "3,8,8", "--batch-size", "2", "--trials", "2", "--storage", url, "--quiet")
+    status, _, _ = run("search", "my_nets:build", *options)
+    assert status == 0
+    arguments = {"input_shape": (3, 8, 8), "batch_size": 2, "device": "cpu"}
+    study = az.create_study(
+        study_name="build", storage=url, evaluator=az.ProxyEvaluator(**arguments), load_if_exists=True
+    )
+    assert all(trial.user_attrs["aznas:scoring"]["n_blocks"] >= 2 for trial in study.trials)
+    with pytest.raises(ValueError, match="seed=1 instead of 0"):
+        az.create_study(
+            study_name="build", storage=url, evaluator=az.ProxyEvaluator(**arguments, seed=1), load_if_exists=True
+        )
