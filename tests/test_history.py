@@ -124,18 +124,6 @@ def test_the_first_feasible_trial_is_a_parent_at_once(monkeypatch):
     assert [trial.number for trial in history.best(3)] == [20]
 
 
-@settings(deadline=None, max_examples=40)
-@given(batches, st.tuples(numbers, numbers), st.sampled_from([0.05, 0.25, 0.5, 1.0]))
-def test_is_among_best(rows_in_batches, new, fraction):
-    rows = [row for batch in rows_in_batches for row in batch]
-    study = optuna.create_study()
-    add(study, rows)
-    history = StudyHistory.of(study)
-    s = np.round(reference.aggregate([*(row[:2] for row in rows), new]), 9)
-    assert history.is_among_best({"b": new[1], "a": new[0]}, fraction) == (np.mean(s >= s[-1]) <= fraction)
-    assert history.is_among_best({"a": 1.0}, fraction) is None
-
-
 def test_what_a_history_says_of_a_study():
     study = optuna.create_study()
     assert StudyHistory.of(study).rank_scores().shape == (0,)
@@ -221,7 +209,7 @@ def test_a_sampler_and_a_pruner_let_studies_go():
     del study, objective
     gc.collect()
     assert gone() is None
-    assert list(sampler._sessions) == list(pruner._histories) == []
+    assert list(sampler._sessions) == list(pruner._sessions) == []
 
 
 def retry(study, number):

@@ -135,17 +135,6 @@ class StudyHistory:
             self._n_ordered = len(self)
         return [self.trials[i] for i in self._order[:n]]
 
-    def is_among_best(self, proxy_scores: Mapping[str, float], fraction: float) -> bool | None:
-        """Whether one more network would be within the best ``fraction`` of all by S, itself included.
-
-        That is, whether at most this fraction of networks has an S at least as high as its own. ``None`` if
-        ``proxy_scores`` are not of this study's proxies.
-        """
-        if set(proxy_scores) != set(self.names):
-            return None
-        s = self.aggregate(np.vstack([self.proxy_scores, [proxy_scores[name] for name in self.names]]))
-        return float(np.mean(s >= s[-1])) <= fraction
-
     def measures(self, trial: FrozenTrial) -> bool:
         """Whether a trial was scored with the study's settings, as far as both are known."""
         with self._lock:
