@@ -84,8 +84,6 @@ def describe_weights(names: Sequence[str], weights: npt.ArrayLike) -> str:
         verb = "it agrees" if len(little) == 1 else "they agree"
         reasons.append(f"{', '.join(little)}, as {verb} little with the other proxies on these networks")
     if against:
-        verb = ("is", "it ranks") if len(against) == 1 else ("are", "they rank")
-        reasons.append(
-            f"{', '.join(against)} {verb[0]} not counted, as {verb[1]} these networks against the other proxies"
-        )
+        are, rank = ("is", "it ranks") if len(against) == 1 else ("are", "they rank")
+        reasons.append(f"{', '.join(against)} {are} not counted, as {rank} these networks against the other proxies")
     return "; ".join(reasons)

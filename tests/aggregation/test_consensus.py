@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau, rankdata
 
 from optuna_aznas.aggregation import aggregate, aggregate_aznas, consensus_weights
+from optuna_aznas.aggregation.consensus import describe_weights
 
 
 def study(n: int, seed: int, signs: list[float]) -> np.ndarray:
@@ -123,3 +124,16 @@ def test_the_table_is_not_changed():
     table = np.array([[np.nan, 1.0, 2.0]] * 12)
     assert consensus_weights(table).tolist() == [1, 1, 1]
     assert np.isnan(table[:, 0]).all()
+
+
+def test_weights_in_words():
+    names = ["a", "b", "c", "d"]
+    assert describe_weights(names, [1, 1, 1, 1]) == ""
+    assert describe_weights(names, [1, 0.5, 1, 0]) == (
+        "b counts 50%, as it agrees little with the other proxies on these networks; "
+        "d is not counted, as it ranks these networks against the other proxies"
+    )
+    assert describe_weights(names, [0.25, 0.5, 0, 0]) == (
+        "a counts 25%, b counts 50%, as they agree little with the other proxies on these networks; "
+        "c, d are not counted, as they rank these networks against the other proxies"
+    )
