@@ -34,6 +34,7 @@ from optuna_aznas.proxies.spectra import (
     least_squares_spectrum,
     least_squares_spectrum_of_few,
     scatter,
+    sign_gram,
     spectral_entropy,
     spectrum,
     spectrum_of_few,
@@ -193,9 +194,9 @@ def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
 def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
     if positions < channels:
-        return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, v @ v.mT])]
+        return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, sign_gram(v.mT)])]
     measure = least_squares_spectrum if positions >= _POSITIONS * channels else least_squares_spectrum_of_few
-    return [Decomposition(_SPECTRUM, measure, [g.mT @ v, v.mT @ v])]
+    return [Decomposition(_SPECTRUM, measure, [g.mT @ v, sign_gram(v)])]
 
 
 def _by_moment_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
