@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition
@@ -208,7 +209,11 @@ def _by_least_squares_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]
 
 
 def _difference(g: Tensor, v: Tensor) -> Decomposition:
-    return Decomposition(_DIFFER, _as_number, [(g != v).flatten(1).any(1, keepdim=True)])
+    if g.device.type == "cpu":  # equal() ends at the first difference
+        flags = torch.tensor([[not torch.equal(*pair)] for pair in zip(g, v, strict=True)])
+    else:
+        flags = (g != v).flatten(1).any(1, keepdim=True)
+    return Decomposition(_DIFFER, _as_number, [flags])
 
 
 def _as_number(flags: Tensor) -> Tensor:

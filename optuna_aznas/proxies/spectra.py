@@ -98,7 +98,8 @@ def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor:
     factored = _factored(cross, gram)
     if factored is not None:
         cross, factor = factored
-        return spectrum(torch.cholesky_solve(cross.mT, factor).mT)
+        half = torch.linalg.solve_triangular(factor.mT, cross, upper=True, left=False)
+        return spectrum(torch.linalg.solve_triangular(factor, half, upper=False, left=False))
     root = _inverse_root(gram)
     return spectrum(cross.double() @ root @ root.mT)
 
@@ -203,7 +204,10 @@ def _largest_singular_value(matrices: Tensor, factor: Tensor | None = None) -> T
     scale = largest.where(largest > 0, 1.0)  # so that squares stay within the range of single precision
 
     def divided(x: Tensor) -> Tensor:
-        return x / scale if factor is None else torch.cholesky_solve(x, factor) / scale
+        if factor is not None:  # cholesky_solve would copy the factor
+            x = torch.linalg.solve_triangular(factor, x, upper=False)
+            x = torch.linalg.solve_triangular(factor.mT, x, upper=True)
+        return x / scale
 
     def product(x: Tensor) -> Tensor:
         return divided(matrices.mT @ (matrices @ divided(x)))
