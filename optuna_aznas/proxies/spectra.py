@@ -51,7 +51,7 @@ def sign_gram(v: Tensor) -> Tensor:
     A CPU multiplies 8-bit integers several times faster than floating-point numbers. The sums are exact either way up
     to 2^24 positions.
     """
-    if v.device.type != "cpu" or v.shape[-1] < WIDE or not _has_integer_products():
+    if v.device.type != "cpu" or min(v.shape[1:]) < WIDE or not _has_integer_products():
         return v.mT @ v
     integers = v.to(torch.int8)
     return torch.stack([torch._int_mm(x.mT, x) for x in integers]).to(v.dtype)
@@ -235,15 +235,19 @@ def _largest_eigenvalue(product: Callable[[Tensor], Tensor], like: Tensor) -> Te
     vector = (start / start.norm()).to(like).expand(n, m)
     basis = like.new_zeros(n, steps, m)
     tridiagonal = torch.zeros(n, steps, steps, dtype=torch.float64, device=like.device)
+    longest, noise = like.new_zeros(n, 1), 100 * torch.finfo(like.dtype).eps
     for k in range(steps):
         basis[:, k] = vector
         known = basis[:, : k + 1]
         image = product(vector.unsqueeze(-1))
         tridiagonal[:, k, k] = (vector * image[..., 0]).sum(-1)
+        longest = torch.maximum(longest, image.norm(dim=-2))
         for _ in range(2):  # once leaves a rounding error where the image lies almost in the space
             image = image - known.mT @ (known @ image)
         length = image.norm(dim=-2)
-        vector = image[..., 0] / length.where(length > 0, 1.0)
+        ended = length <= noise * longest  # the image lies in the space: what is left of it is rounding
+        length = length.where(~ended, 0.0)
+        vector = image[..., 0] / length.where(~ended, math.inf)
         if (k + 1) % _ROUND == 0 or k + 1 == steps:
             values, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1])
             residual = length[:, 0] * vectors[:, -1, -1].abs()
