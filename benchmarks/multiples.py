@@ -3,6 +3,7 @@
     python -m benchmarks.multiples                                    # on the CPU, about five minutes on one core
     python -m benchmarks.multiples --device cuda --threads 1          # on a GPU
     python -m benchmarks.multiples --models ResNet-50 ViT-S --runs 9
+    python -m benchmarks.multiples --threads 1 --cpu-time             # beside other work: time on the CPU
 
 The models are those of the transformers package, built from configurations without weights: images of 224 x 224, BERT
 on 128 tokens. "Pass" is what a training step computes: the model as it was built, in train mode, its output, and the
@@ -71,11 +72,19 @@ class Subject:
         samples: Samples in the batch.
         device: Where it is run.
         proxies: What is scored.
+        clock: Returns seconds.
     """
 
-    def __init__(self, name: str, samples: int, device: str, proxies: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        samples: int,
+        device: str,
+        proxies: tuple[str, ...],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         torch.manual_seed(0)
-        self._device = device
+        self._device, self._clock = device, clock
         self._model = MODELS[name]().to(device).train()
         self._batch = {key: value.to(device) for key, value in batch(name, samples).items()}
         self._evaluator = ProxyEvaluator(inputs=self._batch, device=device, proxies=proxies)
@@ -94,10 +103,10 @@ class Subject:
     def milliseconds(self, run: Callable[[], None]) -> float:
         """Return the time of one run, until the device has finished."""
         self._wait()
-        start = time.perf_counter()
+        start = self._clock()
         run()
         self._wait()
-        return 1000 * (time.perf_counter() - start)
+        return 1000 * (self._clock() - start)
 
     def _wait(self) -> None:
         if self._device != "cpu":
@@ -121,7 +130,8 @@ def peak_memory(job: tuple[str, str, int, str, int, tuple[str, ...]]) -> float:
 def report(name: str, options: argparse.Namespace) -> None:
     """Print one model's row."""
     proxies = tuple(options.proxies)
-    subject = Subject(name, options.batch, options.device, proxies)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    subject = Subject(name, options.batch, options.device, proxies, clock)
     first = subject.milliseconds(subject.scored)
     subject.passed()
     passes, scores = [], []
@@ -149,6 +159,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="pairs of a pass and a scoring, after one of each")
     parser.add_argument("--threads", type=int, default=0, help="threads of the CPU; 0 leaves torch's default")
     parser.add_argument("--proxies", nargs="+", default=list(DEFAULT))
+    parser.add_argument("--cpu-time", action="store_true", help="time that the process was on the CPU, all threads")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     options = parser.parse_args()
     if options.threads:

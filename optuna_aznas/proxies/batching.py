@@ -102,9 +102,7 @@ class BatchedDecompositions:
             alike.setdefault((job.quantity, job.function, *(s.shape[1:] for s in job.stacks)), []).append(job)
         for jobs in alike.values():
             self._decompose(_merged(jobs))
-        return {
-            quantity: [results.get(i, math.nan) for i in range(n)] for quantity, results in self._results.items()
-        }
+        return {quantity: [results.get(i, math.nan) for i in range(n)] for quantity, results in self._results.items()}
 
     def _decompose(self, job: _Job) -> None:
         """Decompose the matrices of a job and keep the results of the blocks where this is possible."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from optuna_aznas.proxies.lanczos import largest_eigenvalue
 
 #: Channels from which a feature is wide.
 WIDE = 192
@@ -30,9 +31,6 @@ _EPS_ENTROPY = 1e-8  # added to each share inside the logarithm (Lee and Ham, 20
 _FLOOR = 1e-3  # singular values below it count as this in the logarithm
 _SOUND_PIVOTS = 0.03  # smallest over largest Cholesky pivot above which a matrix is inverted by that factorisation
 _SOUND_IN_SINGLE = 0.4  # the same in single precision: the condition number is then some hundreds
-_STEPS = 96  # most steps of a Lanczos iteration
-_ROUND = 8  # steps between two looks at whether it has converged
-_RESIDUAL = 1e-3  # length of the residual over the largest eigenvalue at which it has; the error is about its square
 _PANELS = 4  # column panels in a product of a matrix with itself
 
 
@@ -212,49 +210,8 @@ def _largest_singular_value(matrices: Tensor, factor: Tensor | None = None) -> T
     def product(x: Tensor) -> Tensor:
         return divided(matrices.mT @ (matrices @ divided(x)))
 
-    eigenvalues = _largest_eigenvalue(product, matrices[:, 0, :])
+    eigenvalues = largest_eigenvalue(product, matrices[:, 0, :])
     return eigenvalues.clamp_min(0.0).sqrt() * scale[:, 0, 0]
-
-
-def _largest_eigenvalue(product: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    """Return the largest eigenvalue (n,) of n symmetric matrices A, given only their products with vectors.
-
-    Lanczos iteration (Golub and Van Loan, Matrix Computations, section 10.1): on the space spanned by x, A x, A^2 x, ...
-    with a random x, A is a tridiagonal matrix, whose largest eigenvalue approaches that of A from below. Each new vector
-    is made orthogonal to all before it, since single precision would lose that. It ends when the residual is short
-    enough for all n, or after :data:`_STEPS`. (scipy's ARPACK takes one matrix after the other on the CPU, and
-    ``torch.lobpcg`` takes matrices and not products.)
-
-    Args:
-        product: Takes vectors (n, m, 1) and returns A times them.
-        like: A tensor (n, m) of the device and precision wanted.
-    """
-    n, m = like.shape
-    steps = min(_STEPS, m)
-    start = torch.randn(m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    vector = (start / start.norm()).to(like).expand(n, m)
-    basis = like.new_zeros(n, steps, m)
-    tridiagonal = torch.zeros(n, steps, steps, dtype=torch.float64, device=like.device)
-    longest, noise = like.new_zeros(n, 1), 100 * torch.finfo(like.dtype).eps
-    for k in range(steps):
-        basis[:, k] = vector
-        known = basis[:, : k + 1]
-        image = product(vector.unsqueeze(-1))
-        tridiagonal[:, k, k] = (vector * image[..., 0]).sum(-1)
-        longest = torch.maximum(longest, image.norm(dim=-2))
-        for _ in range(2):  # once leaves a rounding error where the image lies almost in the space
-            image = image - known.mT @ (known @ image)
-        length = image.norm(dim=-2)
-        ended = length <= noise * longest  # the image lies in the space: what is left of it is rounding
-        length = length.where(~ended, 0.0)
-        vector = image[..., 0] / length.where(~ended, math.inf)
-        if (k + 1) % _ROUND == 0 or k + 1 == steps:
-            values, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1])
-            residual = length[:, 0] * vectors[:, -1, -1].abs()
-            if k + 1 == steps or bool((residual <= _RESIDUAL * values[:, -1]).all()):
-                return values[:, -1].to(like.dtype)
-        tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = length[:, 0]
-    raise AssertionError("the last step returns")
 
 
 def _inverse_root(gram: Tensor) -> Tensor:

@@ -249,9 +249,9 @@ def _drawn(
 def _draw_truncated_normal(tensor: Tensor, std: float, generator: torch.Generator) -> None:
     """Fill a tensor with draws from a normal distribution of mean 0 that is cut at two standard deviations.
 
-    By the inverse of its cumulative distribution function: one draw for each number. :func:`torch.nn.init.trunc_normal_`
-    takes ten times as long, as it draws all numbers anew until none lies outside, and what it draws from the same
-    generator depends on the version of torch.
+    By the inverse of its cumulative distribution function, with one draw for each number. In torch 2.13
+    :func:`torch.nn.init.trunc_normal_` takes ten times as long, because it draws all numbers again until none lies
+    outside.
     """
     inside = math.erf(2 / math.sqrt(2))  # the probability within two standard deviations
     tensor.uniform_(-inside, inside, generator=generator).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2 * std, 2 * std)
