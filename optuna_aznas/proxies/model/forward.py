@@ -81,8 +81,8 @@ def differentiate(
     """
     call_held_handlers()
     try:
-        seed = outputs if cotangent is None else _Seed.apply(outputs, cotangent)
-        return torch.autograd.grad(seed, inputs, allow_unused=True, **options)
+        seed: Tensor = outputs if cotangent is None else _Seed.apply(outputs, cotangent)  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(seed, inputs, None, allow_unused=True, **options)
     except ProxyEvaluationError:
         raise
     except Exception as error:
