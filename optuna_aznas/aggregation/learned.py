@@ -13,7 +13,8 @@ import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from optuna_aznas.aggregation.rank import as_table, sum_log_ranks
+from optuna_aznas.aggregation.rank import sum_log_ranks
+from optuna_aznas.aggregation.table import as_table
 
 if TYPE_CHECKING:
     from optuna_aznas.aggregation.gaussian_process import Process

@@ -12,6 +12,7 @@ from optuna_aznas.cli._options import (
     add_study_options,
     budget,
     count,
+    limit,
     names,
     seconds,
     seed,
@@ -21,7 +22,9 @@ from optuna_aznas.spaces.built_in import BUILT_IN
 
 _EXAMPLES = """\
   optuna-aznas search nas_bench_201 --trials 300
+  optuna-aznas search nas_bench_201 --workers 4 --storage journal:nas.log
   optuna-aznas search nas_bench_201 --timeout 15m --budget 60M --study-name small
+  optuna-aznas search my_nets:build --input-shape 3,32,32 --limit parameters=2M --limit latency=15ms
   optuna-aznas search my_nets:build --input-shape 3,32,32 --storage journal:nas.log
   optuna-aznas search my_nets:build --input-shape 3,32,32 --format json > best.json
 
@@ -50,7 +53,22 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="time to search: seconds, or 15m, 2h")
     parser.add_argument(
+        "--workers",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes that search side by side, one thread each (default: 1, this one)",
+    )
+    parser.add_argument(
         "--budget", type=budget, metavar="MACS", help="most multiply-accumulates that a network may have, such as 450M"
+    )
+    parser.add_argument(
+        "--limit",
+        type=limit,
+        action="append",
+        metavar="NAME=VALUE",
+        help="most that a network may have of parameters, complexity (as --budget), peak_memory or latency, such as "
+        "parameters=2M or latency=15ms; several may be given. Latency is that of one sample on --device",
     )
     parser.add_argument(
         "--proxies",

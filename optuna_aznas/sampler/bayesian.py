@@ -22,7 +22,8 @@ from scipy.special import ndtr
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
-from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CandidateScorer, Key
+from optuna_aznas.sampler.admission import Admission
+from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
@@ -54,7 +55,7 @@ class BayesianOptimisation:
 
     Args:
         variation: Makes candidates.
-        candidate_filter: As in :class:`~optuna_aznas.AZNASSampler`.
+        admission: Which candidates may be proposed.
         candidate_scorer: As in :class:`~optuna_aznas.AZNASSampler`.
         n_candidates: As in :class:`~optuna_aznas.AZNASSampler`.
         n_startup_trainings: As in :class:`~optuna_aznas.AZNASSampler`.
@@ -66,7 +67,7 @@ class BayesianOptimisation:
     def __init__(
         self,
         variation: Variation,
-        candidate_filter: CandidateFilter,
+        admission: Admission,
         candidate_scorer: Callable[[dict[str, Any]], Any] | None,
         n_candidates: int,
         n_startup_trainings: int,
@@ -75,8 +76,8 @@ class BayesianOptimisation:
         check_count("n_candidates", n_candidates)
         check_count("n_startup_trainings", n_startup_trainings)
         self._variation = variation
-        self._candidate_filter = candidate_filter
-        self._scorer = None if candidate_scorer is None else CandidateScorer(candidate_scorer)
+        self._admission = admission
+        self._scorer = None if candidate_scorer is None else CheckedScorer(candidate_scorer)
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
         self._caches: PerStudy[_Cache] = PerStudy()
@@ -97,7 +98,7 @@ class BayesianOptimisation:
         candidates = self._draw_candidates(view, space, fixed, cache)
         for i in self._ranked(view, candidates, cache) if candidates else ():
             if not view.is_duplicate(candidates[i].params):
-                yield {name: candidates[i].params[name] for name in space}
+                yield candidates[i].params
 
     def _new_cache(self, study: Study) -> _Cache:
         return _Cache(_CORRELATION_SCORED if self._scorer else _CORRELATION_ESTIMATED)
@@ -109,30 +110,42 @@ class BayesianOptimisation:
         conditions = cache.conditional_parameters(view.history.trials)
         parents = cache.parents or [_architecture(trial, view.space) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
+        drawn: dict[Key, Candidate] = {}  # those of them that have not been scored yet
         for draw in range(_DRAWS * self._n_candidates):
-            if len(found) == self._n_candidates:
-                break
+            if len(found) + len(drawn) == self._n_candidates:
+                found, drawn = found | self._with_scores(drawn, view.history.names, cache), {}
+                if len(found) == self._n_candidates:
+                    break
             extra = int(self._variation.rng.integers(2))
-            params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
-            present = conditions.present(params)
-            described = view.describe(params)
-            key = frozenset((name, described[name]) for name in present)
-            if key in found or view.holds(described) or not self._candidate_filter(dict(params)):
+            child = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
+            admitted = self._admission.admit(view, child, space, fixed)
+            if admitted is None:
                 continue
-            scores = self._proxy_scores(key, params, view.history.names, cache)
-            if scores is not None:
-                found[key] = Candidate(params, present, scores, key)
-        return list(found.values())
+            params = admitted.params
+            own = admitted.architecture
+            present = own if self._admission.discovers else conditions.present(own)
+            described = view.describe(own)
+            key = frozenset((name, described[name]) for name in present)
+            if key in found or key in drawn or view.holds(described):
+                continue
+            drawn[key] = Candidate(params, present, {}, key)
+        return list((found | self._with_scores(drawn, view.history.names, cache)).values())
 
-    def _proxy_scores(self, key: Key, params: Params, names: tuple[str, ...], cache: _Cache) -> dict[str, float] | None:
-        """Return a candidate's proxy scores; empty without a scorer, ``None`` where it failed."""
+    def _with_scores(
+        self, candidates: dict[Key, Candidate], names: tuple[str, ...], cache: _Cache
+    ) -> dict[Key, Candidate]:
+        """Return candidates with their proxy scores, all scored at once; without those where the scorer failed."""
         if self._scorer is None:
-            return {}
-        if key not in cache.proxy_scores:
-            while len(cache.proxy_scores) >= _MAX_KEPT_SCORES:
-                del cache.proxy_scores[next(iter(cache.proxy_scores))]  # the oldest
-            cache.proxy_scores[key] = self._scorer(params, names)
-        return cache.proxy_scores[key]
+            return candidates
+        missing = {key: candidate.params for key, candidate in candidates.items() if key not in cache.proxy_scores}
+        new = dict(zip(missing, self._scorer(list(missing.values()), names), strict=True)) if missing else {}
+        scores = {key: new[key] if key in new else cache.proxy_scores[key] for key in candidates}
+        cache.keep(new)
+        return {
+            key: candidate._replace(proxy_scores=of_candidate)
+            for key, candidate in candidates.items()
+            if (of_candidate := scores[key]) is not None
+        }
 
     def _ranked(self, view: StudyView, candidates: list[Candidate], cache: _Cache) -> list[int]:
         """Return positions of candidates, the one to train first.
@@ -200,6 +213,12 @@ class _Cache:
         self._encoder = Encoder({})
         self._rows: dict[object, _Floats] = {}  # encoded architectures by trial number or candidate key
         self._conditions, self._conditions_from = ConditionalParameters([]), 0
+
+    def keep(self, proxy_scores: Mapping[Key, dict[str, float] | None]) -> None:
+        """Keep candidates' proxy scores; the oldest ones make room."""
+        self.proxy_scores |= proxy_scores
+        while len(self.proxy_scores) > _MAX_KEPT_SCORES:
+            del self.proxy_scores[next(iter(self.proxy_scores))]
 
     def conditional_parameters(self, trials: list[FrozenTrial]) -> ConditionalParameters:
         """Return the rules of conditional parameters, inferred from recent trials."""

@@ -10,10 +10,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from optuna_aznas._optuna import constraint_values
 from optuna_aznas.sampler.claims import expected_architecture
 from optuna_aznas.sampler.duplicates import EvaluatedArchitectures
-from optuna_aznas.study.attributes import architecture_names, recorded_architecture
+from optuna_aznas.study.attributes import architecture_names, recorded_architecture, recorded_names
 from optuna_aznas.study.history import Aggregation, StudyHistory
+from optuna_aznas.study.numbers import recorded_numbers
 from optuna_aznas.study.values import Description, describe, same_distribution
 
 
@@ -28,18 +30,21 @@ class StudyView:
         history: The scored trials.
         architecture_names: Names of the architecture parameters of all trials that recorded proxy scores.
         hyperparameter_names: Names of their other parameters that are in no architecture.
+        constrained: The finished trials that have constraints or recorded numbers.
     """
 
     def __init__(self, study: Study, aggregation: Aggregation | None) -> None:
         self._study = weakref.ref(study)
         self._evaluated = EvaluatedArchitectures()
-        self._pending: list[Description] = []  # architectures of other trials that wait or run
+        self._pending: dict[int, Description] = {}  # architectures of other trials that wait or run, by trial number
+        self._recorded: set[int] = set()  # numbers of those of them whose architecture is complete
         self._last: dict[str, BaseDistribution] = {}  # of all parameters, as trials had them last
         self._distributions: dict[str, BaseDistribution] = {}  # of architecture_names, as trials had them last
         self._one_objective: bool | None = None  # read from the storage once
         self.history = StudyHistory(aggregation)
         self.architecture_names: set[str] = set()
         self.hyperparameter_names: set[str] = set()
+        self.constrained: list[FrozenTrial] = []
 
     @property
     def study(self) -> Study:
@@ -52,6 +57,8 @@ class StudyView:
         finished, unfinished = self.history.update(self.study, own)
         for trial in finished:
             self._evaluated.add(trial)
+            if constraint_values(trial) or recorded_numbers(trial):
+                self.constrained.append(trial)
             names = recorded_architecture(trial)
             if names is not None:
                 self.architecture_names.update(names)
@@ -63,7 +70,9 @@ class StudyView:
                 # The same object where it is equal: that is recognised without comparing choices one by one.
                 if not same_distribution(self._last.get(name), distribution):
                     self._last[name] = distribution
-        self._pending = [self.expected_architecture(trial) for trial in unfinished if trial.number != own.number]
+        others = [trial for trial in unfinished if trial.number != own.number]
+        self._pending = {trial.number: self.expected_architecture(trial) for trial in others}
+        self._recorded = {trial.number for trial in others if recorded_names(trial) is not None}
 
     @property
     def is_trained(self) -> bool:
@@ -77,6 +86,11 @@ class StudyView:
         """All parameters of architectures that recorded proxy scores; not every architecture has all of them."""
         return self._with_last_choices(self._distributions)
 
+    @property
+    def architecture_space(self) -> dict[str, BaseDistribution]:
+        """As :attr:`space`; all parameters of all trials while no trial has recorded which are its architecture."""
+        return self.space if self.architecture_names else dict(self._last)
+
     def space_of(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the distributions of a trial's architecture; categorical ones as trials had them last."""
         return self._with_last_choices({name: trial.distributions[name] for name in architecture_names(trial)})
@@ -87,7 +101,21 @@ class StudyView:
 
     def is_pending(self, architecture: Description) -> bool:
         """Whether another trial that waits or runs has this architecture, or has claimed it."""
-        return architecture in self._pending
+        return any(self._has(number, architecture) for number in self._pending)
+
+    def rivals(self, architecture: Description) -> set[int]:
+        """Return the numbers of other trials that wait or run and have, or have claimed, all these parameters."""
+        items = architecture.items()
+        return {n for n, other in self._pending.items() if items <= other.items() or self._has(n, architecture)}
+
+    def _has(self, number: int, architecture: Description) -> bool:
+        """Whether a pending trial has this architecture.
+
+        A trial that has recorded fewer parameters has it if their values are equal: its network asked for no more.
+        """
+        other = self._pending[number]
+        recorded = number in self._recorded and len(other) > 0
+        return other == architecture or (recorded and other.items() <= architecture.items())
 
     def holds(self, architecture: Description) -> bool:
         """Whether a trial that has finished, runs or waits has this architecture."""
