@@ -81,7 +81,9 @@ def differentiate(
     """
     call_held_handlers()
     try:
-        seed: Tensor = outputs if cotangent is None else _Seed.apply(outputs, cotangent)  # type: ignore[no-untyped-call]
+        seed: Tensor = outputs
+        if cotangent is not None:
+            seed = _Seed.apply(outputs, cotangent)  # type: ignore[no-untyped-call]
         return torch.autograd.grad(seed, inputs, None, allow_unused=True, **options)
     except ProxyEvaluationError:
         raise
