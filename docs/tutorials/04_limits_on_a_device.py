@@ -47,7 +47,7 @@ az.visualization.plot_complexity(study, proxy="parameters", budget=30e3)
 # %%
 # A latency is a limit like any other: ``az.Limits(build, (3, 32, 32), latency=2.0, device="cpu")``, in milliseconds. It
 # is measured, with its spread, only for candidates that keep the other limits and that a model, learned from the trials
-# so far, expects to keep this one. :doc:`/limits` has the details, and limits of your own. Measure one network yourself:
+# so far, expects to keep this one. :doc:`/limits` has the details, and limits of your own. Measure a network yourself:
 
 best = build(optuna.trial.FixedTrial(az.best_trials(study, 1)[0].params))
 latency = az.measure.latency(best, (3, 32, 32), seconds=0.1)
