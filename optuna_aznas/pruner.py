@@ -152,10 +152,11 @@ class _Session:
 
     def share_above(self, trial: FrozenTrial) -> float | None:
         """Return the share of the last scored trials and ``trial`` whose S is higher than that of ``trial``; those that
-        are equal to it, itself included, count half. ``None`` if its proxy scores are not of this study's proxies.
+        are equal to it, itself included, count half. ``None`` if its proxy scores are not of this study's proxies, or
+        were computed with other settings than the study's.
         """
         proxy_scores, names = recorded_scores(trial), self.history.names
-        if proxy_scores is None or set(proxy_scores) != set(names):
+        if proxy_scores is None or set(proxy_scores) != set(names) or not self.history.measures(trial):
             return None
         table = np.vstack([self.history.proxy_scores, [proxy_scores[name] for name in names]])
         s = self.history.aggregate(table)[-_WINDOW - 1 :]

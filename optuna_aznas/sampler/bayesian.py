@@ -22,7 +22,8 @@ from scipy.special import ndtr
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import complete_scores
-from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CheckedScorer, Key
+from optuna_aznas.sampler.admission import Admission
+from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
@@ -54,7 +55,7 @@ class BayesianOptimisation:
 
     Args:
         variation: Makes candidates.
-        candidate_filter: As in :class:`~optuna_aznas.AZNASSampler`.
+        admission: Which candidates may be proposed.
         candidate_scorer: As in :class:`~optuna_aznas.AZNASSampler`.
         n_candidates: As in :class:`~optuna_aznas.AZNASSampler`.
         n_startup_trainings: As in :class:`~optuna_aznas.AZNASSampler`.
@@ -66,7 +67,7 @@ class BayesianOptimisation:
     def __init__(
         self,
         variation: Variation,
-        candidate_filter: CandidateFilter,
+        admission: Admission,
         candidate_scorer: Callable[[dict[str, Any]], Any] | None,
         n_candidates: int,
         n_startup_trainings: int,
@@ -75,7 +76,7 @@ class BayesianOptimisation:
         check_count("n_candidates", n_candidates)
         check_count("n_startup_trainings", n_startup_trainings)
         self._variation = variation
-        self._candidate_filter = candidate_filter
+        self._admission = admission
         self._scorer = None if candidate_scorer is None else CheckedScorer(candidate_scorer)
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
@@ -97,7 +98,7 @@ class BayesianOptimisation:
         candidates = self._draw_candidates(view, space, fixed, cache)
         for i in self._ranked(view, candidates, cache) if candidates else ():
             if not view.is_duplicate(candidates[i].params):
-                yield {name: candidates[i].params[name] for name in space}
+                yield candidates[i].params
 
     def _new_cache(self, study: Study) -> _Cache:
         return _Cache(_CORRELATION_SCORED if self._scorer else _CORRELATION_ESTIMATED)
@@ -116,11 +117,16 @@ class BayesianOptimisation:
                 if len(found) == self._n_candidates:
                     break
             extra = int(self._variation.rng.integers(2))
-            params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
-            present = conditions.present(params)
-            described = view.describe(params)
+            child = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
+            admitted = self._admission.admit(view, child, space, fixed)
+            if admitted is None:
+                continue
+            params = admitted.params
+            own = admitted.architecture
+            present = own if self._admission.discovers else conditions.present(own)
+            described = view.describe(own)
             key = frozenset((name, described[name]) for name in present)
-            if key in found or key in drawn or view.holds(described) or not self._candidate_filter(dict(params)):
+            if key in found or key in drawn or view.holds(described):
                 continue
             drawn[key] = Candidate(params, present, {}, key)
         return list((found | self._with_scores(drawn, view.history.names, cache)).values())

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_callable
 from optuna_aznas._optuna import fixed_params, store_constraints
+from optuna_aznas.sampler.admission import Admission, ArchitectureLimits, Examined
 from optuna_aznas.sampler.bayesian import BayesianOptimisation
-from optuna_aznas.sampler.candidates import CandidateFilter, accept_all
+from optuna_aznas.sampler.candidates import CandidateFilter
 from optuna_aznas.sampler.claims import first_unclaimed, first_unclaimed_value
 from optuna_aznas.sampler.evolution import Evolution
 from optuna_aznas.sampler.strategy import Params, Space, Strategy
@@ -65,15 +66,20 @@ class AZNASSampler(BaseSampler):
             rank scores, shape (n,), bigger is better. In evolution, from 1,000 scored trials on, it is called once for
             each 1% that the study has grown.
         constraints_func: As in Optuna's samplers: called with a finished trial, returns numbers that are at most 0
-            where it is feasible. Infeasible trials are parents only while there are no feasible ones.
+            where it is feasible. Infeasible trials are parents only while there are no feasible ones, and candidates
+            that are probably infeasible, as a model learned from these numbers says, are not proposed.
+        limits: :class:`~optuna_aznas.Limits` on parameters, latency and the like. Every architecture that is proposed
+            keeps them, that of the first trial included, if a bounded number of draws finds one that does; otherwise
+            the one that exceeds them least is proposed, with a warning.
         candidate_filter: Called with a candidate's parameters before it is proposed; if it returns ``False``, the
-            candidate is dropped and another tried. It is not called for the trials before the first is scored, whose
-            parameters are not known yet, and does not see parameters that no parent has.
+            candidate is dropped and another tried. It is given a value for every architecture parameter of the study,
+            so that it need not know which of them the candidate has. A candidate for which it raises is left out, with
+            a warning. Without ``limits`` it is not called for the trials before the first is scored, whose parameters
+            are not known yet; ``limits=Limits(build)`` makes them known.
         candidate_scorer: Bayesian optimisation: a :class:`~optuna_aznas.CandidateScorer`, or another function that is
-            called with a candidate's parameters and returns its proxy scores in any form that
-            :func:`~optuna_aznas.record` takes. It is given a value for every architecture parameter of the study, so
-            that it need not know which of them the candidate has. A candidate for which it raises is left out, with a
-            warning. What it returns is kept while the process lives.
+            called with a candidate's parameters, as ``candidate_filter`` is, and returns its proxy scores in any form
+            that :func:`~optuna_aznas.record` takes. A candidate for which it raises is left out, with a warning. What
+            it returns is kept while the process lives.
         n_candidates: Bayesian optimisation: number of new candidates for each trial, at least 1. With
             ``candidate_scorer`` this many networks are scored for each one that is trained.
         n_startup_trainings: Bayesian optimisation: number of trained trials before the model counts, at least 1. Until
@@ -105,6 +111,7 @@ class AZNASSampler(BaseSampler):
         crossover_prob: float = 0.3,
         aggregation: Aggregation | None = None,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+        limits: ArchitectureLimits | None = None,
         candidate_filter: CandidateFilter | None = None,
         candidate_scorer: Callable[[dict[str, Any]], Any] | None = None,
         n_candidates: int = 200,
@@ -117,13 +124,15 @@ class AZNASSampler(BaseSampler):
         check_callable("candidate_filter", candidate_filter)
         if hyperparameter_sampler is not None and not isinstance(hyperparameter_sampler, BaseSampler):
             raise ValueError(f"hyperparameter_sampler must be an Optuna sampler; got {hyperparameter_sampler!r}.")
-        accepts = accept_all if candidate_filter is None else candidate_filter
+        if limits is not None and not isinstance(getattr(limits, "maxima", None), Mapping):
+            raise ValueError(f"limits must be an optuna_aznas.Limits; got {limits!r}.")
         self._aggregation = aggregation
         self._constraints_func = constraints_func
         self._variation = Variation(n_mutations, crossover_prob, seed)
-        self._evolution = Evolution(self._variation, accepts, population_size, n_startup_trials)
+        self._admission = Admission(candidate_filter, limits, self._variation)
+        self._evolution = Evolution(self._variation, self._admission, population_size, n_startup_trials)
         self._bayesian = BayesianOptimisation(
-            self._variation, accepts, candidate_scorer, n_candidates, n_startup_trainings
+            self._variation, self._admission, candidate_scorer, n_candidates, n_startup_trainings
         )
         self._random_sampler = RandomSampler(seed=seed)
         self._hyperparameter_sampler = (
@@ -144,7 +153,7 @@ class AZNASSampler(BaseSampler):
             view.update(trial)
             self._warn_of_unscored(session)
             self._warn_if_nothing_is_scored(session)
-            inferred = InferredSpace(self._strategies(view)[0].search_space(view))
+            inferred = InferredSpace(self._propose(study, trial, view))
             session.inferred[trial.number] = inferred
             if view.architecture_names:  # otherwise nothing was recorded, and every parameter may be the architecture's
                 space = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
@@ -158,11 +167,13 @@ class AZNASSampler(BaseSampler):
             architecture, hyperparameters = _split(search_space, inferred)
             params: Params = {}
             if architecture and inferred is None:  # called by another sampler, for a trial that this one has not seen
-                params = next(self._evolution.propose(session.view, architecture, {}))
-            elif architecture and inferred is not None:
-                fixed = {n: v for n, v in fixed_params(study, trial).items() if n in inferred.architecture}
-                candidates = self._candidates(session.view, architecture, fixed)
-                params = first_unclaimed(session.view, trial, candidates, fixed)
+                proposed = next(self._evolution.propose(session.view, architecture, {}))
+                params = {name: proposed[name] for name in architecture}
+            elif inferred is not None and inferred.proposal is not None:
+                params = {name: inferred.proposal.params[name] for name in architecture}
+                if inferred.proposal.numbers:
+                    self._admission.store(study, trial, inferred.proposal)
+                    session.proposals[trial.number] = inferred.proposal
             if hyperparameters:
                 params |= self._hyperparameter_sampler.sample_relative(study, trial, hyperparameters)
             return params
@@ -185,10 +196,12 @@ class AZNASSampler(BaseSampler):
         self._hyperparameter_sampler.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        if self._constraints_func is not None:
-            store_constraints(self._constraints_func, study, trial, state)
         with self._lock:
-            self._session(study).n_finished += 1
+            session = self._session(study)
+            session.n_finished += 1
+            proposal = session.proposals.pop(trial.number, None)
+        if self._constraints_func is not None or self._admission.discovers:
+            store_constraints(lambda frozen: self._constraints(study, frozen, proposal), study, trial, state)
         self._hyperparameter_sampler.after_trial(study, trial, state, values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,10 +218,25 @@ class AZNASSampler(BaseSampler):
         """Return the strategies to ask, in order: evolution also proposes where Bayesian optimisation finds nothing."""
         return (self._bayesian, self._evolution) if view.is_trained else (self._evolution,)
 
-    def _candidates(self, view: StudyView, space: Space, fixed: Mapping[str, Any]) -> Iterator[Params]:
-        """Return candidates, the best first, without end."""
-        proposals = (strategy.propose(view, space, fixed) for strategy in self._strategies(view))
-        return itertools.chain.from_iterable(proposals)
+    def _propose(self, study: Study, trial: FrozenTrial, view: StudyView) -> Examined | None:
+        """Return the architecture that is proposed for a trial; ``None`` where nothing is known of the space."""
+        strategies = self._strategies(view)
+        space = strategies[0].search_space(view)
+        if not space and not self._admission.discovers:
+            return None
+        self._admission.begin(trial)
+        fixed = {
+            name: value
+            for name, value in fixed_params(study, trial).items()
+            if name in space or (self._admission.discovers and name not in view.hyperparameter_names)
+        }
+        proposals = itertools.chain.from_iterable(strategy.propose(view, space, fixed) for strategy in strategies)
+        return first_unclaimed(view, trial, self._admission.measured(view, proposals, space, fixed))
+
+    def _constraints(self, study: Study, trial: FrozenTrial, proposal: Examined | None) -> tuple[float, ...]:
+        """Return a trial's constraint values: the user's, and those of the limits."""
+        own = () if self._constraints_func is None else self._constraints_func(trial)
+        return (*own, *self._admission.constraints(study, trial, proposal))
 
     def _warn_of_unscored(self, session: _Session) -> None:
         """Warn, at the first look at a study, of trials that completed without proxy scores, as before a change of the
@@ -249,12 +277,17 @@ class InferredSpace:
     """What infer_relative_search_space leaves for sample_relative of the same trial.
 
     Attributes:
-        architecture: The space of a strategy.
+        proposal: The proposed architecture; ``None`` where nothing is known of the space.
         hyperparameters: The space of the hyperparameter sampler.
     """
 
-    architecture: Space
+    proposal: Examined | None
     hyperparameters: Space = dataclasses.field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Space:
+        """The proposed architecture's parameters."""
+        return {} if self.proposal is None else self.proposal.space
 
 
 @dataclasses.dataclass
@@ -264,6 +297,7 @@ class _Session:
     Attributes:
         view: What was read of the study.
         inferred: By trial number, for trials between infer_relative_search_space and sample_relative.
+        proposals: By trial number, architectures with limits that were proposed, until their trials finish.
         n_finished: Trials that finished in this process.
         has_looked: Whether the user was told of trials that completed without proxy scores, if there were any.
         has_warned: Whether the user was told that no trial has proxy scores.
@@ -271,6 +305,7 @@ class _Session:
 
     view: StudyView
     inferred: dict[int, InferredSpace] = dataclasses.field(default_factory=dict)
+    proposals: dict[int, Examined] = dataclasses.field(default_factory=dict)
     n_finished: int = 0
     has_looked: bool = False
     has_warned: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 import optuna_aznas as az
 from optuna_aznas import visualization
 from optuna_aznas._text import for_plotly
+from optuna_aznas.aggregation import consensus_weights
 from tests import reference, studies
 
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
@@ -56,7 +58,11 @@ def trace(figure, name):
 def ranked(study):
     """S of the completed trials by number, from the plain implementation."""
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    return dict(zip([t.number for t in complete], reference.aggregate([t.values for t in complete]), strict=True))
+    return dict(zip([t.number for t in complete], plain_s([t.values for t in complete]), strict=True))
+
+
+def plain_s(table):
+    return reference.aggregate(table, consensus_weights(table))
 
 
 def everything_in(figure):
@@ -123,6 +129,17 @@ def test_pairs_of_many_proxies_are_a_table():
         visualization.plot_proxy_pairs(study, proxies=["p3", "p9"])
 
 
+@pytest.mark.parametrize("m", [4, 6])  # panels, and a table of correlations
+def test_pairs_name_a_proxy_that_counts_less(m):
+    names = [f"p{i}" for i in range(m - 1)] + ["<c>"]
+    study = az.create_study(proxies=names)
+    study.add_trials([create_trial(values=[float(i)] * (m - 1) + [-float(i)]) for i in range(20)])
+    title = visualization.plot_proxy_pairs(study).layout.title.text
+    words = "&lt;c&gt; is not counted, as it ranks these networks against the other proxies"
+    assert words in re.sub(r"<br><span[^>]*>|</span>", " ", title).replace("  ", " ")
+    assert "counted" not in visualization.plot_proxy_pairs(study, proxies=names[:2]).layout.title.text
+
+
 def test_a_constant_proxy_has_no_correlation():
     study = az.create_study(proxies=["a", "b"])
     study.add_trials([create_trial(values=[float(i), 1.0]) for i in range(5)])
@@ -156,7 +173,7 @@ def test_complexity_with_the_budget(search):
 def test_trained_value_against_rank(trained):
     figure = visualization.plot_rank_against_value(trained)
     scored = [t for t in trained.trials if "aznas:scores" in t.user_attrs]
-    s = reference.aggregate([[float(v) for v in t.user_attrs["aznas:scores"].values()] for t in scored])
+    s = plain_s([[float(v) for v in t.user_attrs["aznas:scores"].values()] for t in scored])
     kept = {
         t.number: (x, t.value)
         for t, x in zip(scored, s, strict=True)
