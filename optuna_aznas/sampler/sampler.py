@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -122,18 +122,22 @@ class AZNASSampler(BaseSampler):
         self._variation = Variation(n_mutations, crossover_prob, seed)
         self._evolution = Evolution(self._variation, accepts, population_size, n_startup_trials)
         self._bayesian = BayesianOptimisation(
-            self._variation, accepts, candidate_scorer, n_candidates, n_startup_trainings
+            self._variation,
+            accepts,
+            candidate_scorer,
+            n_candidates,
+            n_startup_trainings,
+            with_hyperparameters=hyperparameter_sampler is None,
         )
-        self._random_sampler = RandomSampler(seed=seed)
+        # By default it samples the hyperparameters that the posterior does not cover.
         self._hyperparameter_sampler = (
-            self._random_sampler if hyperparameter_sampler is None else hyperparameter_sampler
+            TPESampler(seed=seed) if hyperparameter_sampler is None else hyperparameter_sampler
         )
         self._sessions: PerStudy[_Session] = PerStudy()
         self._lock = threading.RLock()
 
     def reseed_rng(self) -> None:
         self._variation.reseed()
-        self._random_sampler.reseed_rng()
         self._hyperparameter_sampler.reseed_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
@@ -142,24 +146,26 @@ class AZNASSampler(BaseSampler):
             view = session.view
             view.update(trial)
             self._warn_if_nothing_is_scored(session)
-            inferred = InferredSpace(self._strategies(view)[0].search_space(view))
+            inferred = InferredSpace(self._strategy(view).search_space(view))
             session.inferred[trial.number] = inferred
             if view.architecture_names:  # otherwise nothing was recorded, and every parameter may be the architecture's
                 space = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
-                inferred.hyperparameters = {n: d for n, d in space.items() if n not in view.architecture_names}
-            return {**inferred.hyperparameters, **inferred.architecture}
+                inferred.hyperparameters = {
+                    n: d for n, d in space.items() if n not in view.architecture_names and n not in inferred.proposed
+                }
+            return {**inferred.hyperparameters, **inferred.proposed}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> Params:
         with self._lock:
             session = self._session(study)
             inferred = session.inferred.pop(trial.number, None)
-            architecture, hyperparameters = _split(search_space, inferred)
+            proposed, hyperparameters = _split(search_space, inferred)
             params: Params = {}
-            if architecture and inferred is None:  # called by another sampler, for a trial that this one has not seen
-                params = next(self._evolution.propose(session.view, architecture, {}))
-            elif architecture and inferred is not None:
-                fixed = {n: v for n, v in fixed_params(study, trial).items() if n in inferred.architecture}
-                candidates = self._candidates(session.view, architecture, fixed)
+            if proposed and inferred is None:  # called by another sampler, for a trial that this one has not seen
+                params = next(self._evolution.propose(session.view, proposed, {}))
+            elif proposed and inferred is not None:
+                fixed = {n: v for n, v in fixed_params(study, trial).items() if n in inferred.proposed}
+                candidates = self._candidates(session.view, proposed, fixed)
                 params = first_unclaimed(session.view, trial, candidates, fixed)
             if hyperparameters:
                 params |= self._hyperparameter_sampler.sample_relative(study, trial, hyperparameters)
@@ -199,14 +205,19 @@ class AZNASSampler(BaseSampler):
     def _session(self, study: Study) -> _Session:
         return self._sessions.get(study, lambda whole: _Session(StudyView(whole, self._aggregation)))
 
-    def _strategies(self, view: StudyView) -> tuple[Strategy, ...]:
-        """Return the strategies to ask, in order: evolution also proposes where Bayesian optimisation finds nothing."""
-        return (self._bayesian, self._evolution) if view.is_trained else (self._evolution,)
+    def _strategy(self, view: StudyView) -> Strategy:
+        return self._bayesian if view.is_trained else self._evolution
 
     def _candidates(self, view: StudyView, space: Space, fixed: Mapping[str, Any]) -> Iterator[Params]:
-        """Return candidates, the best first, without end."""
-        proposals = (strategy.propose(view, space, fixed) for strategy in self._strategies(view))
-        return itertools.chain.from_iterable(proposals)
+        """Return candidates, the best first, without end: evolution also proposes where Bayesian optimisation finds
+        nothing, the architecture alone.
+        """
+        architecture = {name: d for name, d in space.items() if name not in view.hyperparameter_names}
+        of_architecture = {name: value for name, value in fixed.items() if name not in view.hyperparameter_names}
+        by_evolution = self._evolution.propose(view, architecture, of_architecture)
+        if not view.is_trained:
+            return by_evolution
+        return itertools.chain(self._bayesian.propose(view, space, fixed), by_evolution)
 
     def _warn_if_nothing_is_scored(self, session: _Session) -> None:
         view = session.view
@@ -228,11 +239,11 @@ class InferredSpace:
     """What infer_relative_search_space leaves for sample_relative of the same trial.
 
     Attributes:
-        architecture: The space of a strategy.
+        proposed: The space of a strategy.
         hyperparameters: The space of the hyperparameter sampler.
     """
 
-    architecture: Space
+    proposed: Space
     hyperparameters: Space = dataclasses.field(default_factory=dict)
 
 
@@ -254,12 +265,12 @@ class _Session:
 
 
 def _split(search_space: Space, inferred: InferredSpace | None) -> tuple[Space, Space]:
-    """Return the architecture's and the hyperparameters' part of the space that Optuna asks to sample.
+    """Return the strategy's and the hyperparameter sampler's part of the space that Optuna asks to sample.
 
     It may lack parameters of the inferred space, such as those that a ``PartialFixedSampler`` has fixed. A space that
-    was not inferred here is all taken to be the architecture's.
+    was not inferred here is all the strategy's.
     """
     if inferred is None:
         return search_space, {}
-    architecture = {n: search_space[n] for n in inferred.architecture if n in search_space}
-    return architecture, {n: d for n, d in search_space.items() if n not in architecture}
+    proposed = {n: search_space[n] for n in inferred.proposed if n in search_space}
+    return proposed, {n: d for n, d in search_space.items() if n not in proposed}
