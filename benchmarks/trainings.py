@@ -5,7 +5,8 @@
 
 Each trial is one training, looked up in a table (:mod:`benchmarks.training_tables`): NAS-Bench-201 on three data sets,
 NAS-Bench-Macro, and twelve tables in which hyperparameters were varied together with the architecture. The value of a
-trial is the mean over the table's trainings of that configuration, or, with --noise, one of them drawn at random.
+trial is the mean over the table's trainings of that configuration, or, with --noise, one of them drawn at random. With
+--workers n, n trials run at the same time: each is proposed while the n - 1 before it have no value yet.
 
 Prints, for each table, the mean over the seeds of the share of all configurations, in percent, that beat the incumbent
 after so many trainings; for tables of architectures alone, too, the median of the trainings until the best accuracy was
@@ -150,34 +151,54 @@ def _values(distribution: Any) -> list[Any]:
     return list(range(distribution.low, distribution.high + 1)) if choices is None else list(choices)
 
 
-def run(method: str, name: str, seed: int, noise: bool, data: Path) -> Search:
+class Settings(NamedTuple):
+    """How trials are run.
+
+    Attributes:
+        noise: Whether a trial's value is one training, drawn at random, rather than the mean.
+        workers: Number of trials that run at the same time.
+    """
+
+    noise: bool
+    workers: int
+
+
+def run(method: str, name: str, seed: int, settings: Settings, data: Path) -> Search:
     """Search one table by one method."""
     table = altered(training_tables.load(name, data), method, seed)
     rng = np.random.default_rng([seed, 1])
-    record = method.startswith("AZNAS")
+    study = optuna.create_study(direction="maximize", sampler=METHODS[method](table, seed))
     rows: list[int] = []
-
-    def objective(trial: optuna.Trial) -> float:
+    values: list[float] = []
+    running: deque[tuple[optuna.Trial, float]] = deque()
+    start = time.perf_counter()
+    for _ in range(TRAININGS):
+        if len(running) == settings.workers:
+            study.tell(*running.popleft())
+        trial = study.ask()
         params = table.suggest(trial, table.architecture)
-        if record:
+        if method.startswith("AZNAS"):
             az.record(trial, table.proxy_scores(params))
         rows.append(table.row(params | table.suggest(trial, table.hyperparameters)))
-        return float(rng.choice(table.trainings[rows[-1]]) if noise else table.means[rows[-1]])
-
-    start = time.perf_counter()
-    study = optuna.create_study(direction="maximize", sampler=METHODS[method](table, seed))
-    study.optimize(objective, n_trials=TRAININGS)
-    return Search(rows, [trial.value for trial in study.trials], time.perf_counter() - start)  # type: ignore[misc]
+        values.append(float(rng.choice(table.trainings[rows[-1]]) if settings.noise else table.means[rows[-1]]))
+        running.append((trial, values[-1]))
+    return Search(rows, values, time.perf_counter() - start)
 
 
-def _kept(method: str, name: str, seed: int, noise: bool, data: Path) -> Search:
+def _kept(method: str, name: str, seed: int, settings: Settings, data: Path) -> Search:
     """Return a search; one of another method than ours is read from the cache, if it is there."""
     if method.startswith("AZNAS"):
-        return run(method, name, seed, noise, data)
-    path = CACHE / "searches" / ("noise" if noise else "mean") / method / f"{name}-{seed}.json"
+        return run(method, name, seed, settings, data)
+    path = (
+        CACHE
+        / "searches"
+        / f"{'noise' if settings.noise else 'mean'}-{settings.workers}"
+        / method
+        / f"{name}-{seed}.json"
+    )
     if path.exists():
         return Search(*json.loads(path.read_text()))
-    search = run(method, name, seed, noise, data)
+    search = run(method, name, seed, settings, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(search))
@@ -185,7 +206,7 @@ def _kept(method: str, name: str, seed: int, noise: bool, data: Path) -> Search:
     return search
 
 
-def _job(job: tuple[str, str, int, bool, Path]) -> tuple[str, str, Search]:
+def _job(job: tuple[str, str, int, Settings, Path]) -> tuple[str, str, Search]:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if job[0] == "GP":
@@ -241,12 +262,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--noise", action="store_true", help="a trial's value is one training, not the mean")
+    parser.add_argument("--workers", type=int, default=1, help="trials that run at the same time")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the tables of proxy scores")
     arguments = parser.parse_args()
+    settings = Settings(arguments.noise, arguments.workers)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [
-        (method, name, seed, arguments.noise, arguments.data)
+        (method, name, seed, settings, arguments.data)
         for seed in seeds
         for name in arguments.tables
         for method in arguments.methods

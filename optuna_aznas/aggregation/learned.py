@@ -448,6 +448,8 @@ def _ranks_among(values: _Floats, table: _Floats) -> _Floats:
 def _centred(block: _Floats, rows: npt.NDArray[np.intp] | None = None) -> _Floats:
     """Return columns of mean 0, scaled to a total variance of 1, both among ``rows`` (by default among all rows)."""
     reference = block if rows is None else block[rows]
+    if not len(reference):
+        return block
     variance = float(np.var(reference, axis=0).sum())
     return (block - reference.mean(axis=0)) * (1.0 / np.sqrt(variance) if variance > 0.0 else 0.0)
 

@@ -31,14 +31,15 @@ from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.attributes import architecture_params, is_feasible, recorded_architecture, recorded_scores
 from optuna_aznas.study.encoding import Encoder, HyperparameterSpace, hyperparameter_space, trained_values
 from optuna_aznas.study.per_study import PerStudy
-from optuna_aznas.study.values import same_distribution
+from optuna_aznas.study.values import Description, same_distribution
 
 _MAX_TRIALS = 2000  # most trials whose posterior mean is computed
 _STARTUP_TOP = 20  # before n_startup_trainings, one of this many candidates with the highest rank scores is trained
 _PRIOR_CORRELATION = 0.5  # prior mean of the slope of trained values on the rank score
 _N_PARENTS = 20  # number of parents: the architectures with the highest posterior mean
 _MAX_KEPT_SCORES = 20_000  # candidates whose proxy scores are kept
-_DRAWS = 4  # draws for each candidate that is wanted, after which a small space counts as exhausted
+_DRAWS = 4  # most draws for each candidate that is wanted
+_MISSES = 50  # draws in a row of architectures drawn before, after which a small space counts as exhausted
 _RECENT = 500  # newest trials from which the rules of conditional parameters are inferred
 _RULES_GROWTH = 1.15  # the rules are inferred anew when the number of trials has grown by this factor
 
@@ -116,7 +117,9 @@ class BayesianOptimisation:
         """Return all that one proposal works on."""
         trials = view.history.trials
         hyperparameters = HyperparameterSpace(_hyperparameters(view))
-        candidates = self._draw_candidates(view, fixed, cache)
+        chooses_hyperparameters = any(name in space for name in hyperparameters.space)
+        is_taken = view.is_pending if chooses_hyperparameters else view.holds
+        candidates = self._draw_candidates(view, fixed, cache, is_taken)
         running = _running(view, hyperparameters)
         parameters = cache.encode(trials, [*running, *candidates], view.space)
         table = self._table(view, running, candidates, parameters)
@@ -130,7 +133,7 @@ class BayesianOptimisation:
         return _Data(
             view=view,
             hyperparameters=hyperparameters,
-            chooses_hyperparameters=any(name in space for name in hyperparameters.space),
+            chooses_hyperparameters=chooses_hyperparameters,
             fixed=fixed,
             running=running,
             candidates=candidates,
@@ -142,26 +145,33 @@ class BayesianOptimisation:
             positions=positions,
         )
 
-    def _draw_candidates(self, view: StudyView, fixed: Mapping[str, Any], cache: _Cache) -> list[Candidate]:
-        """Return up to ``n_candidates`` new architectures, half of them children, with their proxy scores."""
+    def _draw_candidates(
+        self, view: StudyView, fixed: Mapping[str, Any], cache: _Cache, is_taken: Callable[[Description], bool]
+    ) -> list[Candidate]:
+        """Return up to ``n_candidates`` architectures that are not taken, half of them children, with proxy scores."""
         space = view.space
+        of_architecture = {name: value for name, value in fixed.items() if name in space}
         conditions = cache.conditional_parameters(view.history.trials)
         parents = cache.parents or [_architecture(trial, space) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
+        seen: set[Key] = set()
+        misses = 0
         for draw in range(_DRAWS * self._n_candidates):
-            if len(found) == self._n_candidates:
+            if len(found) == self._n_candidates or misses == _MISSES:
                 break
             extra = int(self._variation.rng.integers(2))
-            params = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
-            params = {name: value for name, value in params.items() if name in space}
+            params = {**self._variation.child(parents if draw % 2 else (), space, extra), **of_architecture}
             present = conditions.present(params)
             described = view.describe(params)
             key = frozenset((name, described[name]) for name in present)
-            if key in found or view.holds(described) or not self._candidate_filter(dict(params)):
+            misses = misses + 1 if key in seen else 0
+            if key in seen:
                 continue
-            scores = self._proxy_scores(key, params, view.history.names, cache)
-            if scores is not None:
-                found[key] = Candidate(params, present, scores, key)
+            seen.add(key)
+            if not is_taken(described) and self._candidate_filter(dict(params)):
+                scores = self._proxy_scores(key, params, view.history.names, cache)
+                if scores is not None:
+                    found[key] = Candidate(params, present, scores, key)
         return list(found.values())
 
     def _proxy_scores(self, key: Key, params: Params, names: tuple[str, ...], cache: _Cache) -> dict[str, float] | None:
@@ -436,10 +446,11 @@ def log_expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Float
     log_density = -0.5 * z * z - 0.5 * np.log(2.0 * np.pi)
     near = np.maximum(z, -1.0)
     at_hand = np.log(near * ndtr(near) + np.exp(-0.5 * near * near) / np.sqrt(2.0 * np.pi))
-    # Far below: h(z) = density(z) * (1 - |z| * sqrt(pi / 2) * erfcx(|z| / sqrt(2))), about density(z) / z^2.
-    far = np.minimum(z, -1.0)
-    ratio = np.maximum(1.0 + np.sqrt(np.pi / 2.0) * far * erfcx(-far / np.sqrt(2.0)), 0.5 / (far * far + 3.0))
-    return np.log(deviation) + np.where(z > -1.0, at_hand, log_density + np.log(ratio))
+    # Below: log density(z) + log(1 - |z| sqrt(pi / 2) erfcx(|z| / sqrt(2))), whose last term goes to -2 log |z|.
+    below, far = np.clip(z, -1e4, -1.0), np.minimum(z, -1e4)
+    ratio = np.log1p(np.sqrt(np.pi / 2.0) * below * erfcx(-below / np.sqrt(2.0)))
+    under = log_density + np.where(z > -1e4, ratio, -2.0 * np.log(-far))
+    return np.log(deviation) + np.where(z > -1.0, at_hand, under)
 
 
 def _best_architectures(data: _Data, posterior: Posterior) -> list[Architecture]:
