@@ -43,14 +43,14 @@ class AZNASSampler(BaseSampler):
     the parent has are inherited, parameters that it lacks are sampled independently, so conditional spaces work.
 
     **Bayesian optimisation, where something is trained.** In a study with one objective, the trained value, whose
-    trials record proxy scores, the next architecture is the one with the highest expected improvement under a model
-    that learns from the trained values (:class:`~optuna_aznas.aggregation.LearnedAggregation`), among mutated, crossed
-    and random candidates. While fewer than 20 networks are trained, only the best of these by S are considered, at
-    first a quarter. With ``candidate_scorer`` each candidate's proxy scores are computed; without it they are estimated
-    from those of the study's trials.
+    trials record proxy scores, the next architecture and the next hyperparameters are those that together have the
+    highest expected improvement under a model that learns from the trained values
+    (:class:`~optuna_aznas.aggregation.LearnedAggregation`). Architectures are mutated, crossed and random ones. With
+    ``candidate_scorer`` each candidate's proxy scores are computed; without it they are estimated from those of the
+    study's trials. The hyperparameters are those that all trained trials have; others are sampled by TPE.
 
     Duplicates, architectures that the study already holds in a finished or running trial, are not proposed again if a
-    bounded number of tries finds another. Workers claim what they propose, so that no two propose the same at once.
+    bounded number of tries finds another, except with other hyperparameters. Workers claim what they propose, so that no two propose the same at once.
 
     The sampler has no state outside the study: everything is read from the study, so that it can be killed, restarted
     and run by many workers at once.
@@ -77,8 +77,9 @@ class AZNASSampler(BaseSampler):
             ``candidate_scorer`` this many networks are scored for each one that is trained.
         n_startup_trainings: Bayesian optimisation: number of trained trials before the model counts, at least 1. Until
             then candidates are chosen by S.
-        hyperparameter_sampler: Samples the hyperparameters, which are suggested after :func:`~optuna_aznas.record`.
-            :class:`optuna.samplers.RandomSampler` by default.
+        hyperparameter_sampler: Samples the hyperparameters, which are suggested after :func:`~optuna_aznas.record`. By
+            default Bayesian optimisation proposes them together with the architecture, and
+            :class:`optuna.samplers.TPESampler` samples those that it does not cover: in evolution all of them.
         seed: Seed of the random numbers. Workers may share one: what the first trials draw depends on their number too.
 
     Raises:
