@@ -50,7 +50,8 @@ class AZNASSampler(BaseSampler):
     study's trials. The hyperparameters are those that all trained trials have; others are sampled by TPE.
 
     Duplicates, architectures that the study already holds in a finished or running trial, are not proposed again if a
-    bounded number of tries finds another, except with other hyperparameters. Workers claim what they propose, so that no two propose the same at once.
+    bounded number of tries finds another. A finished one may be proposed with other hyperparameters. Workers claim what
+    they propose, so that no two propose the same at once.
 
     The sampler has no state outside the study: everything is read from the study, so that it can be killed, restarted
     and run by many workers at once.
