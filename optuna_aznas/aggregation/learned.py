@@ -39,7 +39,7 @@ _LENGTH_DEVIATION = 0.7  # of the logarithm of a length scale of the architectur
 _LENGTH_DEVIATION_HYPERPARAMETERS = 1.0  # of the logarithm of a length scale of a hyperparameter
 
 _MAX_FIT = 256  # most trained values on which the kernel's hyperparameters are chosen
-_MAX_CONDITION = 1000  # most trained values on which the process is conditioned
+_MAX_CONDITION = 512  # most trained values on which the process is conditioned
 _MAX_BEST = 64  # trained networks, half of them those with the highest values, among which the best is looked for
 _GROWTH = 1.15  # the kernel's hyperparameters are chosen anew when the trained values have grown by this factor
 
@@ -162,7 +162,7 @@ class LearnedAggregation:
     Trained values count by their order alone, so that outliers, failures and the metric's scale have no effect.
 
     The kernel's hyperparameters are kept between calls and chosen anew when the trained values have grown by 15%, on at
-    most 256 of them. The process is conditioned on at most 1,000: the best half, and the others evenly by rank.
+    most 256 of them. The process is conditioned on at most 512: the best half, and the others evenly by rank.
 
     Args:
         exploring: Expect larger linear effects of proxy scores and parameters from the start. Few trained values then

@@ -155,9 +155,8 @@ def test_positions_are_values_of_their_distributions(names, seed):
 
 
 def test_columns_of_uniform_hyperparameters_have_variance_one():
-    space = HyperparameterSpace(
-        {name: d for name, d in SPACES.items() if name != "layers"}
-    )  # whose grid is coarse below
+    """Of few values the outer ones count more, and on a logarithmic grid the lower ones: those are left out here."""
+    space = HyperparameterSpace({name: d for name, d in SPACES.items() if name not in ("few", "layers")})
     values, names = space.columns(space.random(20_000, np.random.default_rng(0)))
-    for k in range(len(space)):
-        assert values[:, np.array(names) == k].var(axis=0).sum() == pytest.approx(1.0, abs=0.3), list(space.space)[k]
+    for k, name in enumerate(space.space):
+        assert values[:, np.array(names) == k].var(axis=0).sum() == pytest.approx(1.0, abs=0.3), name
