@@ -3,11 +3,16 @@
     python examples/rank_backbones.py
 
 The data are scikit-learn's digits. Each backbone is scored with its own weights (``init=None``), and the backbones are
-ranked by their rank score. Those in this example are small and random; replace them by pretrained backbones that you
-consider for fine-tuning. If the transformers package is installed, three of its models are ranked, too.
+ranked by their rank score. ``evaluator.map`` builds and scores them with several processes side by side. Those in this
+example are small and random; replace them by pretrained backbones that you consider for fine-tuning. If the
+transformers package is installed, three of its models are ranked, too.
 """
 
 from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,7 +20,7 @@ from torch import Tensor, nn
 
 import optuna_aznas as az
 
-Backbones = dict[str, nn.Module]
+Backbones = dict[str, Callable[[], nn.Module]]  # functions that build them: processes build and score side by side
 
 
 class Residual(nn.Module):
@@ -45,9 +50,9 @@ def layer(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
 def own_backbones() -> Backbones:
     """Backbones in plain torch, for images (B, 3, 32, 32)."""
     return {
-        "plain": nn.Sequential(layer(3, 16), layer(16, 16), layer(16, 32, 2), layer(32, 32), layer(32, 64, 2)),
-        "bottleneck": nn.Sequential(layer(3, 16), layer(16, 4), layer(4, 32, 2), layer(32, 8), layer(8, 64, 2)),
-        "residual": nn.Sequential(layer(3, 16), Residual(16), layer(16, 32, 2), Residual(32), layer(32, 64, 2)),
+        "plain": lambda: nn.Sequential(layer(3, 16), layer(16, 16), layer(16, 32, 2), layer(32, 32), layer(32, 64, 2)),
+        "bottleneck": lambda: nn.Sequential(layer(3, 16), layer(16, 4), layer(4, 32, 2), layer(32, 8), layer(8, 64, 2)),
+        "residual": lambda: nn.Sequential(layer(3, 16), Residual(16), layer(16, 32, 2), Residual(32), layer(32, 64, 2)),
     }
 
 
@@ -58,13 +63,13 @@ def backbones_of_transformers() -> Backbones:
     except ImportError:
         return {}
     return {
-        "ResNet": transformers.ResNetModel(
+        "ResNet": lambda: transformers.ResNetModel(
             transformers.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic")
         ),
-        "ConvNeXt": transformers.ConvNextModel(
+        "ConvNeXt": lambda: transformers.ConvNextModel(
             transformers.ConvNextConfig(hidden_sizes=[16, 32], depths=[2, 2], num_stages=2, patch_size=2)
         ),
-        "ResNet, narrow": transformers.ResNetModel(
+        "ResNet, narrow": lambda: transformers.ResNetModel(
             transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[2, 2], layer_type="basic")
         ),
     }
@@ -76,12 +81,23 @@ def load_batch() -> Tensor:
     return nn.functional.interpolate(images[:, None], size=32).expand(-1, 3, -1, -1)
 
 
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a backbone whose random weights do not depend on the process and on what was built before."""
+    torch.manual_seed(0)
+    return build()
+
+
 def main() -> None:
     """Print the backbones, best first."""
-    torch.manual_seed(0)
     evaluator = az.ProxyEvaluator(inputs=load_batch(), init=None, device="cpu")
     backbones = own_backbones() | backbones_of_transformers()
-    scores = {name: evaluator(backbone) for name, backbone in backbones.items()}
+    builders = [functools.partial(seeded, build) for build in backbones.values()]
+    scores = {}
+    for name, score in zip(backbones, evaluator.map(builders, show_progress_bar=True), strict=True):
+        if isinstance(score, BaseException):
+            print(f"{name} is left out: {score}", file=sys.stderr)
+        else:
+            scores[name] = score
     ranks = az.aggregate([list(score) for score in scores.values()])
     print(f"{'backbone':16}{'S':>8}", *(f"{name:>18}" for name in evaluator.proxies), "  blocks")
     for rank, (name, score) in sorted(zip(ranks, scores.items(), strict=True), key=lambda pair: -pair[0]):

@@ -14,8 +14,10 @@ from optuna_aznas.proxies import diagnose as diagnose
 from optuna_aznas.pruner import AZNASPruner as AZNASPruner
 from optuna_aznas.pruner import should_prune as should_prune
 from optuna_aznas.sampler import AZNASSampler as AZNASSampler
+from optuna_aznas.sampler import CandidateScorer as CandidateScorer
 from optuna_aznas.storage import open_storage as open_storage
 from optuna_aznas.study import ProxyImportance as ProxyImportance
+from optuna_aznas.study import backfill as backfill
 from optuna_aznas.study import best_trials as best_trials
 from optuna_aznas.study import create_study as create_study
 from optuna_aznas.study import leaderboard as leaderboard

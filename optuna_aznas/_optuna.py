@@ -66,6 +66,11 @@ def set_trial_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
+def redis_client(backend: Any) -> Any:
+    """Return the client of a ``JournalRedisBackend``."""
+    return backend._redis
+
+
 def queued_params(trial: FrozenTrial) -> dict[str, Any]:
     """Return the parameters that ``enqueue_trial`` has given a trial; none where they cannot be read."""
     queued = trial.system_attrs.get(_FIXED_PARAMS_KEY)

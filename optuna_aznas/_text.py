@@ -18,6 +18,11 @@ _AUTOLINK = re.compile(r"(?i)(https?:)(?=//)|(www)(?=\.)|(@)")
 #: An invisible character that allows no line break. After it, Markdown does not recognise a link.
 _WORD_JOINER = "\u2060"
 
+_WRITTEN_OUT = 1e4  # numbers below it have no unit
+
+#: Units of numbers for people to read, the largest first.
+_UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+
 #: Cells that begin with one of these are formulas to a spreadsheet.
 _FORMULA = ("=", "+", "-", "@")
 
@@ -38,7 +43,7 @@ def for_markdown(text: object, longest: int = 200) -> str:
         text: The text.
         longest: Number of characters after which it is cut.
     """
-    unlinked = _AUTOLINK.sub(lambda match: match[0] + _WORD_JOINER, _cut(for_terminal(text), longest))
+    unlinked = _AUTOLINK.sub(lambda match: match[0] + _WORD_JOINER, cut(for_terminal(text), longest))
     return _PUNCTUATION.sub(r"\\\1", unlinked)
 
 
@@ -51,7 +56,7 @@ def for_plotly(text: object, longest: int = 60) -> str:
         text: The text.
         longest: Number of characters after which it is cut.
     """
-    escaped = html.escape(_cut(for_terminal(text), longest), quote=True)
+    escaped = html.escape(cut(for_terminal(text), longest), quote=True)
     return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
 
 
@@ -72,11 +77,22 @@ def for_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def plain_number(value: float, digits: int = 4) -> str:
+    """Return a number in ASCII for people to read: large ones as ``86.43 M``, others with ``digits`` digits."""
+    if _WRITTEN_OUT <= abs(value) < math.inf:
+        unit, size = next((unit, size) for unit, size in _UNITS if abs(value) >= size)
+        return f"{value / size:.{digits}g} {unit}"
+    return f"{value:.{digits}g}"
+
+
 def number(value: float) -> str:
-    """Return a number for people to read, with four digits."""
-    if math.isnan(value):
-        return "none"
-    return f"{value:.4g}".replace("inf", "∞").replace("-", "−")
+    """Return :func:`plain_number` with a minus sign and the sign of infinity; ``"none"`` for NaN."""
+    return "none" if math.isnan(value) else with_signs(plain_number(value))
+
+
+def with_signs(text: str) -> str:
+    """Return a number's text with a minus sign in place of the hyphen, and ∞."""
+    return text.replace("inf", "∞").replace("-", "−")
 
 
 def text_table(rows: Iterable[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
@@ -97,11 +113,34 @@ def text_table(rows: Iterable[Sequence[str]], *, left: Sequence[int] = ()) -> li
     ]
 
 
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[int] = ()) -> str:
+    """Return a table as HTML for a notebook; the cells are shown as :func:`for_terminal` shows them.
+
+    Args:
+        header: The columns' names.
+        rows: The cells of each row.
+        left: The columns that are aligned to the left; the others are aligned to the right.
+    """
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        aligned = (f'<{tag} style="text-align:{"left" if i in left else "right"}">' for i in range(len(cells)))
+        return "".join(f"{start}{in_html(cell)}</{tag}>" for start, cell in zip(aligned, cells, strict=True))
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def in_html(text: object) -> str:
+    """Return a text so that HTML shows it as :func:`for_terminal` does."""
+    return html.escape(for_terminal(text), quote=True)
+
+
 def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int) -> str:
+    """Return a text of at most ``longest`` characters; where something is cut off, it ends in an ellipsis."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -18,7 +18,7 @@ NASTY_NAME = "<img src=x onerror=alert(1)>"
 NASTY_CHOICES = ("<b>conv</b>", "a|b", "[x](javascript:alert(1))", "$x^2$ `code` **bold**", "%{x} {y}")
 
 
-def _stored(study, storage):
+def stored(study, storage):
     """The same study in a storage: trial by trial it would take much longer to make it there."""
     if storage is None:
         return study
@@ -51,7 +51,7 @@ def four_objectives(storage=None, *, name=NASTY_NAME, n=60, seed=0):
                 values[0] = values[2] = -math.inf
             study.tell(trial, values)
     study.ask().suggest_int("width", 8, 64)
-    return _stored(study, storage)
+    return stored(study, storage)
 
 
 def trained(storage=None, *, name="trained", n=60, seed=0, direction="maximize"):
@@ -74,4 +74,4 @@ def trained(storage=None, *, name="trained", n=60, seed=0, direction="maximize")
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, math.inf if number == 12 else 90 + quality + 0.3 * rng.normal())
-    return _stored(study, storage)
+    return stored(study, storage)

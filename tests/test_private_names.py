@@ -30,7 +30,15 @@ def private_imports(path):
 
 def test_optunas_private_names_stand_in_one_file():
     private = set(private_attributes(HOME))
-    assert {"_storage", "_study_id", "_trial_id", "_fixed_params", "_contains", "_cached_frozen_trial"} == private
+    assert {
+        "_storage",
+        "_study_id",
+        "_trial_id",
+        "_fixed_params",
+        "_contains",
+        "_cached_frozen_trial",
+        "_redis",
+    } == private
     assert list(private_imports(HOME))
     for path in PACKAGE.rglob("*.py"):
         if path != HOME:

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from scipy.stats import rankdata
 
 import optuna_aznas as az
 from optuna_aznas import proxies
@@ -91,11 +92,12 @@ def test_ranking_equals_the_plain_formula():
     assert [entry.place for entry in board] == [1, 2, 3, 4, 5, 6, 7]
     first = board[0]
     assert first.rank_score == pytest.approx(expected[order[0]])
-    assert tuple(first.proxy_scores.values()) == first.values == tuple(study.trials[order[0]].values)
+    assert tuple(first.proxy_scores.values()) == tuple(study.trials[order[0]].values)
+    assert first.values == {}  # the values are the proxy scores
     assert list(first.proxy_scores) == study.metric_names
     assert board.to_dicts()[0]["params_x"] == first.params["x"]
     lines = str(board).splitlines()
-    assert len(lines) == 8 + bool(min(board.weights.values()) < 1)
+    assert len(lines) == 8 + bool(board.shared_params) + bool(min(board.weights.values()) < 1)
     assert lines[0].split() == ["place", "trial", "S", *study.metric_names, "params"]
     assert f"x={first.params['x']}" in lines[1]
 
@@ -190,7 +192,10 @@ def test_recorded_scores_rank_in_studies_with_objectives_of_their_own():
     assert list(scores.values()) == pytest.approx(reference.aggregate([[x, -abs(x - 500)] for x in xs]))
     shown = {t.number for t in az.best_trials(study, 100)}
     assert shown == {t.number for t in study.trials if t.state == TrialState.COMPLETE}
-    assert az.leaderboard(study, 1)[0].values[0] < 0
+    board = az.leaderboard(study, 1)
+    assert list(board[0].values) == ["0", "1"]
+    assert board[0].values["0"] < 0
+    assert board.to_dicts()[0]["value_0"] == board[0].values["0"]
 
 
 def test_values_are_no_scores_once_a_trial_has_recorded():
@@ -295,7 +300,7 @@ def test_reading_a_study_filtered_by_hyperband():
 
 def test_no_proxy_overwrites_a_column():
     """A leaderboard has all of its columns, whatever the proxies are called."""
-    names = ["place", "number", "rank_score", "params_x", "score", "proxy_place", "value"]
+    names = ["place", "number", "rank_score", "params_x", "score", "proxy_place", "value", "value_x"]
     study = optuna.create_study()
     for i in range(3):
         trial = study.ask()
@@ -303,13 +308,62 @@ def test_no_proxy_overwrites_a_column():
         az.record(trial, {name: 100.0 * i + k for k, name in enumerate(names)})
         study.tell(trial, 0.0)
     row = az.leaderboard(study).to_dicts()[0]
-    assert len(row) == 3 + len(names) + 1
+    assert len(row) == 3 + len(names) + 2
     assert (row["place"], row["number"], row["rank_score"]) == (1, 2, 0.0)
     assert row["params_x"] == study.trials[2].params["x"]
-    assert (row["score"], row["value"]) == (204.0, 206.0)  # no column has these names
+    assert row["score"] == 204.0  # no column has this name
+    assert (row["value"], row["proxy_value"], row["proxy_value_x"]) == (0.0, 206.0, 207.0)
     assert row["proxy_place"] == 200.0
     assert row["proxy_params_x"] == 203.0
     assert row["proxy_proxy_place"] == 205.0
+
+
+@pytest.fixture
+def repeated():
+    """A study of three architectures, two of them trained twice, whose parameter y is the same in all."""
+    study = optuna.create_study(direction="maximize")
+    study.set_metric_names(["accuracy"])
+    for i, x in enumerate([1, 2, 1, 3, 2]):
+        study.enqueue_trial({"x": x, "y": 7, "lr": 0.1 * (i + 1)})
+    for i in range(5):
+        trial = study.ask()
+        x = trial.suggest_int("x", 0, 9)
+        trial.suggest_int("y", 0, 9)
+        az.record(trial, {"a": x, "b": 10.0 ** (4 + x)})
+        trial.suggest_float("lr", 0.0, 1.0)
+        study.tell(trial, i / 10)
+    return study
+
+
+def test_a_leaderboard_lists_each_architecture_once(repeated):
+    board = az.leaderboard(repeated)
+    assert [(entry.place, entry.number, entry.params["x"]) for entry in board] == [(1, 3, 3), (2, 1, 2), (3, 0, 1)]
+    assert board[0].values == {"accuracy": 0.3}
+    assert board.to_dicts()[0]["value_accuracy"] == 0.3
+
+
+def test_a_leaderboard_shows_what_differs(repeated, monkeypatch):
+    board = az.leaderboard(repeated)
+    assert board.shared_params == {"y": 7}
+    assert board.differing_params(board[0]) == {"x": 3, "lr": 0.4}
+    header, first, *_, shared = str(board).splitlines()
+    assert header.split() == ["place", "trial", "S", "accuracy", "a", "b", "params"]
+    assert first.split() == ["1", "3", "0.000", "0.3", "3", "10", "M", "x=3,", "lr=0.4"]
+    assert shared == "(all: y=7)"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "30")
+    assert max(len(line) for line in str(board).splitlines()) == 30
+
+
+def test_a_leaderboard_in_a_notebook(repeated):
+    text = az.leaderboard(repeated)._repr_html_()
+    assert text.count("<tr>") == 4
+    assert "x=3, lr=0.4" in text
+    assert "(all: y=7)" in text
+    study = az.create_study(proxies=["<b>", "c"])
+    study.add_trial(optuna.trial.create_trial(values=[1.0, 2.0]))
+    assert "&lt;b&gt;" in az.leaderboard(study)._repr_html_()
+    assert az.leaderboard(optuna.create_study())._repr_html_() == "<p>(no scored trial yet)</p>"
 
 
 def test_record_on_a_finished_trial():
@@ -318,7 +372,9 @@ def test_record_on_a_finished_trial():
     trial.suggest_int("x", 0, 9)
     study.tell(trial, 0.0)
     for finished in (study.trials[0], trial):
-        with pytest.raises(ValueError, match=r"Trial 0 has finished.*study\.enqueue_trial\(trial\.params\)"):
+        with pytest.raises(
+            ValueError, match=r"Trial 0 has finished.*optuna_aznas\.backfill\(study, build, evaluator\)"
+        ):
             az.record(finished, {"a": 1.0})
     assert study.trials[0].user_attrs == {}
 
@@ -390,3 +446,23 @@ def test_a_leaderboard_names_the_proxy_that_counts_less():
     study = az.create_study(proxies=["a", "b"])
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 0.0), n_trials=12)
     assert "counted" not in str(az.leaderboard(study))
+
+
+def test_a_leaderboard_ranks_its_table_once(monkeypatch):
+    from optuna_aznas.aggregation import consensus, rank
+
+    study = optuna.create_study(directions=["maximize"] * 3)
+    for a in range(12):
+        study.add_trial(optuna.trial.create_trial(values=[a, a, -a]))
+    calls = []
+
+    def counting(*arguments, **named):
+        calls.append(1)
+        return rankdata(*arguments, **named)
+
+    monkeypatch.setattr(rank, "rankdata", counting)
+    monkeypatch.setattr(consensus, "rankdata", counting)
+    board = az.leaderboard(study)
+    assert len(calls) == 1
+    assert list(board.weights.values()) == [1.0, 1.0, 0.0]
+    assert [entry.number for entry in board] == list(range(11, 1, -1))

@@ -133,7 +133,17 @@ def test_json_values(value, shown):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(1234567.0, "1.235e+06"), (-0.5, "−0.5"), (-math.inf, "−∞"), (math.nan, "none")]
+    ("value", "shown"),
+    [
+        (86.43e6, "86.43 M"),
+        (1234567.0, "1.235 M"),
+        (-12345.0, "−12.35 k"),
+        (9999.0, "9999"),
+        (3e12, "3 T"),
+        (-0.5, "−0.5"),
+        (-math.inf, "−∞"),
+        (math.nan, "none"),
+    ],
 )
 def test_numbers(value, shown):
     assert number(value) == shown

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from optuna_aznas.aggregation.table import as_table
+
 _Floats = npt.NDArray[np.float64]
 
 _RANGE = 0.15  # range of negative correlations over which a weight falls from 1 to 0
@@ -35,15 +37,16 @@ def consensus_weights(proxy_scores: npt.ArrayLike) -> _Floats:
     Returns:
         The weights, shape (m,): all 1 for fewer than 10 networks or 3 proxies.
 
+    Raises:
+        ValueError: ``proxy_scores`` is not two-dimensional.
+
     Example:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).random((100, 3))
         >>> consensus_weights(np.column_stack([x[:, 0], x[:, 0] + 0.1 * x[:, 1], x[:, 0] + 0.1 * x[:, 2], -x[:, 0]]))
         array([1., 1., 1., 0.])
     """
-    table = np.array(proxy_scores, dtype=np.float64)
-    table[np.isnan(table)] = -np.inf
-    return weights_of_ranks(rankdata(table, method="average", axis=0))
+    return weights_of_ranks(rankdata(as_table(proxy_scores), method="average", axis=0))
 
 
 def weights_of_ranks(ranks: _Floats) -> _Floats:

@@ -15,7 +15,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from optuna_aznas.aggregation.gaussian_process import Group, Process, Term, interpolate
-from optuna_aznas.aggregation.rank import as_table, sum_log_ranks
+from optuna_aznas.aggregation.rank import sum_log_ranks
+from optuna_aznas.aggregation.table import as_table
 
 _Floats = npt.NDArray[np.float64]
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from optuna_aznas.aggregation.consensus import weights_of_ranks
+from optuna_aznas.aggregation.table import as_table, check_weights
 
 
 def aggregate(
@@ -43,15 +44,17 @@ def aggregate(
         array([-2.197, -0.405, -0.405])
     """
     table = as_table(proxy_scores)
-    n, m = table.shape
-    w = None if weights is None else check_weights(weights, m)
+    w = None if weights is None else check_weights(weights, table.shape[1])
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0.0 <= floor < 1.0:
         raise ValueError(f"floor must be at least 0 and below 1; got {floor!r}.")
-    if n == 0:
-        return np.zeros(0)
-    ranks = rankdata(table, method="average", axis=0)
-    w = weights_of_ranks(ranks) if w is None else w
-    return sum_log_ranks(np.maximum(ranks, floor * n) if floor else ranks, n, w)
+    return _aggregate(table, w, floor)[0]
+
+
+def aggregate_with_weights(
+    proxy_scores: npt.ArrayLike,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return :func:`aggregate` and :func:`consensus_weights` of a table, shapes (n,) and (m,)."""
+    return _aggregate(as_table(proxy_scores), None)
 
 
 def aggregate_aznas(proxy_scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -69,7 +72,19 @@ def aggregate_aznas(proxy_scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
         ValueError: ``proxy_scores`` is not two-dimensional.
     """
     table = as_table(proxy_scores)
-    return aggregate(table, np.ones(table.shape[1]))
+    return _aggregate(table, np.ones(table.shape[1]))[0]
+
+
+def _aggregate(
+    table: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None, floor: float = 0.0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return S and the weights that it has: consensus weights where none are given. The table is ranked once."""
+    n, m = table.shape
+    if n == 0:
+        return np.zeros(0), np.ones(m) if weights is None else weights
+    ranks = rankdata(table, method="average", axis=0)
+    w = weights_of_ranks(ranks) if weights is None else weights
+    return sum_log_ranks(np.maximum(ranks, floor * n) if floor else ranks, n, w), w
 
 
 def sum_log_ranks(
@@ -83,22 +98,3 @@ def sum_log_ranks(
     for column, weight in zip(ranks.T, np.ones(ranks.shape[1]) if weights is None else weights, strict=True):
         total += weight * np.log(column / n)
     return total
-
-
-def as_table(proxy_scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return proxy scores as an (n, m) array of floats with ``-inf`` for NaN, or raise ``ValueError``."""
-    table = np.array(proxy_scores, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] == 0:
-        raise ValueError(f"proxy_scores must be a table of shape (networks, proxies); got shape {table.shape}.")
-    table[np.isnan(table)] = -np.inf
-    return table
-
-
-def check_weights(weights: npt.ArrayLike | None, m: int) -> npt.NDArray[np.float64]:
-    """Return the weights of ``m`` proxies as an array, or raise ``ValueError``."""
-    if weights is None:
-        return np.ones(m)
-    w = np.asarray(weights, dtype=np.float64)
-    if w.shape != (m,) or not np.all(np.isfinite(w)) or np.any(w < 0):
-        raise ValueError(f"weights must be {m} finite numbers of at least 0, one for each proxy; got {weights!r}.")
-    return w

@@ -42,10 +42,12 @@ def run(options: argparse.Namespace) -> Result:
     import optuna
 
     from optuna_aznas import dashboard
+    from optuna_aznas._optuna import study_id
     from optuna_aznas.cli._storage import load_study, open_storage
     from optuna_aznas.study import rank_scores
 
     storage = open_storage(options.storage, must_exist=True)
+    address = f"http://{options.host}:{options.port}/dashboard"
     wanted = [options.study_name] if options.study_name else optuna.get_all_study_names(storage)
     for name in wanted:
         study = load_study(storage, options.storage, name)
@@ -56,12 +58,15 @@ def run(options: argparse.Namespace) -> Result:
             figures = dashboard.publish(study, n_best=options.n, budget=options.budget)
         except ImportError as error:
             raise CommandError(str(error)) from error
-        print(f"Published study {name!r}: {len(figures)} figures and notes.", file=sys.stderr)
+        print(
+            f"Published study {name!r}: {len(figures)} figures and notes, at {address}/studies/{study_id(study)}",
+            file=sys.stderr,
+        )
     if options.publish_only:
         return Result()
     from optuna_dashboard import run_server
 
-    print(f"Starting optuna-dashboard on http://{options.host}:{options.port}/", file=sys.stderr)
+    print(f"Starting optuna-dashboard on {address} (end it with Ctrl-C)", file=sys.stderr)
     try:
         run_server(storage, host=options.host, port=options.port)
     except OSError as error:

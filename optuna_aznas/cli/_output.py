@@ -42,9 +42,6 @@ def leaderboard_text(study: Study, n: int, form: str) -> str:
     if form == "table":
         return f"{board}\n"
     rows = board.to_dicts()
-    if len(study.directions) == 1:
-        for row, entry in zip(rows, board, strict=True):
-            row["value"] = entry.values[0]
     if form == "json":
         plain = [{name: for_json(value) for name, value in row.items()} for row in rows]
         return json.dumps(plain, indent=2, default=str, allow_nan=False) + "\n"

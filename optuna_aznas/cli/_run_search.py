@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
-from tqdm import tqdm
 
 import optuna_aznas as az
-from optuna_aznas._text import for_terminal
 from optuna_aznas.cli._errors import CommandError, UsageError
 from optuna_aznas.cli._loading import load_object
 from optuna_aznas.cli._output import Result, leaderboard_text
 from optuna_aznas.cli._settle import settle, stored_settings
-from optuna_aznas.cli._storage import open_storage
+from optuna_aznas.cli._storage import is_in_memory, open_storage
+from optuna_aznas.cli._trials import MOST_FAILURES, TrialReport, Trials, too_many_failures
 from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.storage import redact_url
-from optuna_aznas.study.history import StudyHistory
 
 #: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
 COMPLEXITY_KEY = "aznas:complexity"
-
-_MOST_FAILURES = 5  # networks in a row that fail before the search ends
 
 _Build = Callable[[Any], nn.Module]
 
@@ -41,6 +32,8 @@ _Build = Callable[[Any], nn.Module]
 def search(options: argparse.Namespace) -> Result:
     """Search; return the leaderboard and the exit status."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.workers > 1 and is_in_memory(options.storage):
+        raise UsageError("--workers needs a storage that several processes can open, such as sqlite:///aznas.db.")
     built_in, own = _space(options.space)
     default_shape = built_in.input_shape if built_in else None
     storage = open_storage(options.storage, must_exist=False)
@@ -64,12 +57,23 @@ def search(options: argparse.Namespace) -> Result:
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
-    trials = len(study.get_trials(deepcopy=False))
-    say = f"New study {name!r}" if created else f"Continuing study {name!r}: {trials} trials so far"
+    n_before = len(study.get_trials(deepcopy=False))
+    say = f"New study {name!r}" if created else f"Continuing study {name!r}: {n_before} trials so far"
     print(f"{say}, in {redact_url(options.storage, options.storage)}", file=sys.stderr)
-    build = own if built_in is None else functools.partial(_build_for, built_in, settings["input_shape"])
-    assert build is not None
-    status = _Run(study, build, evaluator, options).optimize()
+    run_trial: Callable[[None], TrialReport] = (
+        _Search(study, _builder(built_in, own, settings), evaluator, options.storage)
+        if options.workers == 1
+        else _SearchInWorker(options, settings, name)
+    )
+    trials = Trials(
+        study,
+        run_trial,
+        n_trials=options.trials or (None if options.timeout else 300),
+        timeout=options.timeout,
+        n_workers=options.workers,
+        quiet=options.quiet,
+    )
+    status = trials.run()
     return Result(leaderboard_text(study, options.n, options.format), status)
 
 
@@ -115,6 +119,14 @@ def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
         return (macs / budget - 1.0 if isinstance(macs, int | float) else 1.0,)
 
     return constraints
+
+
+def _builder(built_in: az.spaces.BuiltIn | None, own: _Build | None, settings: dict[str, Any]) -> _Build:
+    """Return the function that builds the network of a trial."""
+    if built_in is not None:
+        return functools.partial(_build_for, built_in, settings["input_shape"])
+    assert own is not None
+    return own
 
 
 def _build_for(space: az.spaces.BuiltIn, input_shape: tuple[int, ...], trial: Any) -> nn.Module:
@@ -198,7 +210,7 @@ def _check_space(build: _Build, evaluator: az.ProxyEvaluator) -> None:
         CommandError: No network could be scored in as many attempts as end a search.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
-    for _ in range(_MOST_FAILURES):
+    for _ in range(MOST_FAILURES):
         try:
             _score(build, evaluator, study.ask())
         except optuna.TrialPruned:  # raised by the user's space
@@ -207,99 +219,74 @@ def _check_space(build: _Build, evaluator: az.ProxyEvaluator) -> None:
             last = error
         else:
             return
-    raise _too_many_failures(last) from last
+    raise too_many_failures(_described(last)) from last
 
 
-def _too_many_failures(last: Exception) -> CommandError:
-    return CommandError(
-        f"{_MOST_FAILURES} networks in a row could not be scored. The last one: {type(last).__name__}: {last}"
-    )
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
-class _Run:
-    """One run of a search with its progress bar."""
+class _Search:
+    """Runs one trial of a search at a time, in one process.
 
-    def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, options: argparse.Namespace) -> None:
-        self._study, self._build, self._evaluator = study, build, evaluator
-        self._storage = options.storage
-        self._trials = options.trials or (None if options.timeout else 300)
-        self._timeout = options.timeout
-        self._history = StudyHistory()
-        self._failures = 0
-        self._error: Exception | None = None
-        self._finished = 0
-        self._interrupted = False
-        self._bar = tqdm(total=self._trials, unit="net", file=sys.stderr, disable=options.quiet, dynamic_ncols=True)
+    Args:
+        study: The study.
+        build: Builds the network of a trial.
+        evaluator: Scores it.
+        storage: URL of the storage, whose password is hidden in messages.
+    """
 
-    def optimize(self) -> int:
-        """Search; return the exit status."""
-        try:
-            with self._interruptible():
-                self._study.optimize(
-                    self._objective,
-                    n_trials=self._trials,
-                    timeout=self._timeout,
-                    callbacks=[self._after_trial],
-                    catch=(Exception,),
-                )
-        except KeyboardInterrupt:
-            self._interrupted = True
-        finally:
-            self._bar.close()
-        if self._interrupted:
-            print(
-                f"Interrupted after {self._finished} networks; the same command continues the search.", file=sys.stderr
-            )
-            return 130
-        if self._failures >= _MOST_FAILURES:
-            assert self._error is not None
-            raise _too_many_failures(self._error) from self._error
-        print(f"Scored {self._finished} networks.", file=sys.stderr)
-        return 0
+    def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, storage: str) -> None:
+        self._study, self._build, self._evaluator, self._storage = study, build, evaluator, storage
+        self._report: TrialReport | None = None
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let the first Ctrl-C finish the present network, so that no trial stays running; the second stops at once."""
-
-        def finish(number: int, frame: FrameType | None) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            # print is not reentrant, and the signal may have interrupted it
-            os.write(2, b"\nFinishing this network; Ctrl-C again to stop at once.\n")
-
-        before = signal.getsignal(signal.SIGINT)
-        # Only the main thread may set handlers. If interrupts are ignored, as under nohup, they stay ignored.
-        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-            yield
-            return
-        signal.signal(signal.SIGINT, finish)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def __call__(self, _: None) -> TrialReport:
+        """Run a trial."""
+        self._study.optimize(self._objective, n_trials=1, callbacks=[self._after_trial], catch=(Exception,))
+        assert self._report is not None
+        return self._report
 
     def _objective(self, trial: Trial) -> tuple[float, ...]:
+        self._error: Exception | None = None
         try:
             scores = _score(self._build, self._evaluator, trial)
         except optuna.TrialPruned:  # raised by the user's space
             raise
         except Exception as error:
             self._error = error
-            reason = redact_url(f"{type(error).__name__}: {error}", self._storage)  # it may be the storage's
-            self._bar.write(for_terminal(f"Trial {trial.number} failed: {reason}"), file=sys.stderr)
             raise
         if "complexity" in scores.names:
             trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)
         return scores
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
-        failed = trial.state == TrialState.FAIL
-        self._failures = self._failures + 1 if failed else 0
-        self._finished += not failed
-        self._bar.update()
-        if self._failures >= _MOST_FAILURES or self._interrupted:
-            study.stop()
-        self._history.update(study)
-        if len(self._history):
-            self._bar.set_postfix_str(f"best: trial {self._history.best(1)[0].number}")
+        error = None
+        if trial.state == TrialState.FAIL:  # the reason may be the storage's, and name its URL
+            error = redact_url(_described(self._error), self._storage) if self._error else "it could not be finished"
+        self._report = TrialReport(f"Trial {trial.number}", error)
+
+
+class _SearchInWorker:
+    """Runs one trial of a search at a time, in a worker process, which opens the storage when it begins.
+
+    Args:
+        options: Those of the command.
+        settings: Those of the study's evaluator.
+        name: Name of the study.
+    """
+
+    def __init__(self, options: argparse.Namespace, settings: dict[str, Any], name: str) -> None:
+        self._options, self._settings, self._name = options, settings, name
+        self._search: _Search | None = None
+
+    def __call__(self, _: None) -> TrialReport:
+        """Run a trial."""
+        if self._search is None:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            built_in, own = _space(self._options.space)
+            evaluator, sampler = _prepare(self._options, built_in, self._settings)
+            storage = open_storage(self._options.storage, must_exist=False)
+            study = optuna.load_study(study_name=self._name, storage=storage, sampler=sampler)
+            build = _builder(built_in, own, self._settings)
+            self._search = _Search(study, build, evaluator, self._options.storage)
+        return self._search(None)

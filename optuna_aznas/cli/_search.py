@@ -21,6 +21,7 @@ from optuna_aznas.spaces.built_in import BUILT_IN
 
 _EXAMPLES = """\
   optuna-aznas search nas_bench_201 --trials 300
+  optuna-aznas search nas_bench_201 --workers 4 --storage journal:nas.log
   optuna-aznas search nas_bench_201 --timeout 15m --budget 60M --study-name small
   optuna-aznas search my_nets:build --input-shape 3,32,32 --storage journal:nas.log
   optuna-aznas search my_nets:build --input-shape 3,32,32 --format json > best.json
@@ -49,6 +50,13 @@ def add_to(commands: Any) -> None:
         "--trials", type=count, metavar="N", help="number of networks to score now (default: 300, or until --timeout)"
     )
     parser.add_argument("--timeout", type=seconds, metavar="TIME", help="time to search: seconds, or 15m, 2h")
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes that search side by side, one thread each (default: 1, this one)",
+    )
     parser.add_argument(
         "--budget", type=budget, metavar="MACS", help="most multiply-accumulates that a network may have, such as 450M"
     )

@@ -33,6 +33,11 @@ def open_storage(url: str, *, must_exist: bool) -> BaseStorage:
         raise CommandError(f"storage {redact_url(url, url)} cannot be opened: {reason}") from error
 
 
+def is_in_memory(url: str) -> bool:
+    """Whether a URL names a database in the memory of this process."""
+    return url.startswith("sqlite") and "file:" not in url and _sqlite_file(url) is None
+
+
 def _sqlite_file(url: str) -> str | None:
     """Return the path of an SQLite file; ``None`` for a database in memory, or a URL that cannot be read."""
     from sqlalchemy.engine import make_url

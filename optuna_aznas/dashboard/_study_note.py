@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from optuna.study import Study
+from collections.abc import Mapping
+
+import numpy as np
+from optuna.study import Study, StudyDirection
 
 from optuna_aznas._optuna import study_id
-from optuna_aznas._text import for_markdown, number
+from optuna_aznas._text import for_markdown, number, with_signs
 from optuna_aznas.aggregation.consensus import describe_weights
 from optuna_aznas.dashboard._markdown import table
 from optuna_aznas.study import Leaderboard
@@ -15,13 +18,18 @@ _METHOD = """\
 ### How to read this
 
 Each network was scored, untrained, with zero-cost proxies. Bigger is better for each proxy. Under each proxy, the n
-scored trials have ranks from 1 for the lowest to n for the best. The **rank score** is
+scored trials have places from 1 for the best to n for the last. The **rank score** is
 
-    S = sum over the proxies of weight * log(rank / n)
+    S = sum over the proxies of weight * log((n + 1 - place) / n)
 
-It is at most 0, and 0 only for a network that is the best under every proxy. Because of the logarithm, a network that
+It is at most 0, and 0 only for a network that has place 1 under every proxy. Because of the logarithm, a network that
 is bad under one proxy cannot make up for it under the others. S compares the networks of this study as it is now: it
 changes as the study grows, and cannot be compared across studies. (AZ-NAS, Lee and Ham, CVPR 2024.)"""
+
+_PARETO = (
+    "What optuna-dashboard calls *Best Trials* is the Pareto front: every network that no other one beats under all "
+    "proxies at once. These are many. The list above is ordered by S."
+)
 
 _WHAT = {
     "expressivity": "entropy of the features, summed over the blocks (nats)",
@@ -30,6 +38,7 @@ _WHAT = {
     "trainability": "how close the largest singular value of each block's Jacobian is to 1; at most 0",
     "isometry": "how close all singular values of the blocks' Jacobians are to 1; at most 0",
     "jacobian_rank": "effective rank of the blocks' Jacobians, from 0 to 1",
+    "activations": "number of values that the blocks put out",
     "complexity": "multiply-accumulates of one forward pass",
 }
 
@@ -46,33 +55,56 @@ def study_note(study: Study, leaderboard: Leaderboard, scored: ScoredTrials) -> 
     if not leaderboard:
         return "\n\n".join([*parts, "No scored trial has been completed yet."])
     proxies = list(leaderboard[0].proxy_scores)
-    values = study.metric_names if len(study.directions) == 1 else None
-    trained = len(study.directions) == 1
-    header = ["place", "trial", "S", *map(for_markdown, proxies)]
-    if trained:
-        header.append(for_markdown(values[0] if values else "value"))
+    header = ["place", "trial", "S", *map(for_markdown, [*leaderboard[0].values, *proxies])]
     rows = [
         [
             str(entry.place),
-            f"[{entry.number}](/dashboard/studies/{study_id(study)}/trials?numbers={entry.number})",
-            f"{entry.rank_score:.3f}".replace("-", "−"),
-            *(number(value) for value in entry.proxy_scores.values()),
-            *([number(entry.values[0])] if trained else []),
-            ", ".join(
-                f"{for_markdown(name)}={for_markdown(value, longest=60)}" for name, value in entry.params.items()
-            ),
+            _link(study, entry.number),
+            with_signs(f"{entry.rank_score:.3f}"),
+            *map(number, [*entry.values.values(), *entry.proxy_scores.values()]),
+            _listed(leaderboard.differing_params(entry)),
         ]
         for entry in leaderboard
     ]
     known = [f"- **{name}**: {_WHAT[name]}" for name in proxies if name in _WHAT]
+    shared = _listed(leaderboard.shared_params)
     parts += [
-        f"{len(scored):,} trials are ranked.",
+        _summary(study, leaderboard, scored),
         table([*header, "parameters"], rows, words=-1),
+        f"All of them have {shared}." if shared else "",
+        _PARETO if len(study.directions) > 1 else "",
         _METHOD,
         _weights(scored),
         "\n".join(known),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _summary(study: Study, leaderboard: Leaderboard, scored: ScoredTrials) -> str:
+    """Say which network to take, and whether the search still gets better."""
+    best = leaderboard[0]
+    later = int(np.count_nonzero(scored.numbers > best.number))
+    progress = (
+        f"{later:,} trials were scored after it, none of them with a higher S" if later else "It is the newest trial"
+    )
+    take = f"**Take trial {_link(study, best.number)}**, the first of {len(scored):,} scored trials. {progress}."
+    if not best.values or len(study.directions) > 1:
+        return take
+    direction = "lowest" if study.directions[0] == StudyDirection.MINIMIZE else "highest"
+    trained = study.best_trial.number
+    return (
+        f"By proxy scores alone, trial {_link(study, best.number)} is the first of {len(scored):,} scored trials. "
+        f"{progress}. By the trained value, **take trial {_link(study, trained)}**: it has the {direction} one."
+    )
+
+
+def _link(study: Study, trial: int) -> str:
+    """Return a trial's number with a link. The number itself is no link: dark mode shows links in dark blue."""
+    return f"{trial}\N{NO-BREAK SPACE}[↗](/dashboard/studies/{study_id(study)}/trials?numbers={trial})"
+
+
+def _listed(params: Mapping[str, object]) -> str:
+    return ", ".join(f"{for_markdown(name)}={for_markdown(value, longest=60)}" for name, value in params.items())
 
 
 def _weights(scored: ScoredTrials) -> str:

@@ -7,12 +7,11 @@ import math
 import numpy as np
 from optuna.study import StudyDirection
 
-from optuna_aznas._text import for_markdown, number
+from optuna_aznas._text import for_markdown, number, with_signs
 from optuna_aznas.dashboard._markdown import table
 from optuna_aznas.study.attributes import architecture_names
 from optuna_aznas.visualization._scored import ScoredTrials
 
-_WEAK = 0.4  # share of S from which a proxy is named as the weak point
 _MOST_DIFFERENCES = 4  # most differences from the best trial that are listed one by one
 
 
@@ -26,36 +25,39 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
         best: The position of the trial in the first place.
         direction: The direction of the objective; ``None`` if no trained values are recorded.
     """
-    n, ranks = len(scored), scored.ranks[row]
-    parts = scored.weights * np.log(ranks / n) + 0.0  # the sum turns -0 into 0
+    n, places = len(scored), scored.places[row]
+    parts = scored.weights * np.log((n + 1 - places) / n) + 0.0  # the sum turns -0 into 0
     rows = [
-        [for_markdown(name), number(score), f"{rank:,.10g} of {n:,}", f"{part:.3f}".replace("-", "−")]
-        for name, score, rank, part in zip(scored.names, scored.proxy_scores[row], ranks, parts, strict=True)
+        [for_markdown(name), number(score), f"{under:,.10g} of {n:,}", with_signs(f"{part:.3f}")]
+        for name, score, under, part in zip(scored.names, scored.proxy_scores[row], places, parts, strict=True)
     ]
-    findings = [*_findings(scored, row, ranks, parts), *_differences(scored, row, best)]
+    findings = [*_findings(scored, row, places, parts), *_differences(scored, row, best)]
     if direction is not None:
         findings += _trained(scored, row, direction)
     return "\n\n".join(
         [
-            f"### Place {place} of {n:,} by rank score: S = {scored.rank_scores[row]:.3f}".replace("-", "−"),
-            table(["proxy", "score", "rank", "part of S"], rows, words=0),
+            with_signs(f"### Place {place} by rank score: S = {scored.rank_scores[row]:.3f}"),
+            table(["proxy", "score", "place under it", "part of S"], rows, words=0),
             "\n".join(f"- {finding}" for finding in findings),
         ]
     )
 
 
-def _findings(scored: ScoredTrials, row: int, ranks: np.ndarray, parts: np.ndarray) -> list[str]:
+def _findings(scored: ScoredTrials, row: int, places: np.ndarray, parts: np.ndarray) -> list[str]:
     n, names = len(scored), [f"**{for_markdown(name)}**" for name in scored.names]
     found = []
-    top = [name for name, rank in zip(names, ranks, strict=True) if rank == n]
+    top = [name for name, place in zip(names, places, strict=True) if place == 1]
     if top and n > 1:
         found.append(f"It is the best of all under {', '.join(top)}.")
+    elif len(names) > 1:
+        strongest = int(np.argmin(places))
+        found.append(f"Its strong point is {names[strongest]}: place {places[strongest]:,.10g} of {n:,}.")
     weakest = int(np.argmin(parts))
-    if len(names) > 1 and parts[weakest] < 0 and parts[weakest] <= _WEAK * scored.rank_scores[row]:
+    if len(names) > 1 and parts[weakest] < 0:
         share = parts[weakest] / scored.rank_scores[row]
         found.append(
-            f"Its weak point is {names[weakest]}: rank {ranks[weakest]:,.10g} of {n:,} makes up {share:.0%} of what S "
-            "falls short of 0."
+            f"Its weak point is {names[weakest]}: place {places[weakest]:,.10g} of {n:,} makes up {share:.0%} of what "
+            "S falls short of 0."
         )
     for name, score in zip(names, scored.proxy_scores[row], strict=True):
         if math.isinf(score) and score < 0:

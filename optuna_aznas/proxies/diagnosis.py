@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from optuna_aznas._text import for_terminal, text_table
+from optuna_aznas._text import for_terminal, html_table, in_html, plain_number, text_table
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from optuna_aznas.proxies.evaluator import ProxyEvaluator
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores, channels_of
@@ -37,6 +37,14 @@ COSTLY = 2.0  # multiple of the average share of complexity from which a block i
 LITTLE = 0.05  # step (nats) below which a block gives little: fewer than 5% more directions
 
 
+_HEADER = ("block", "shape", "entropy", "step", "sigma", "trainability", "MACs", "share")
+
+_LEGEND = (
+    "step: change of entropy from the block before, in nats; sigma: largest singular value of the block's mean "
+    "Jacobian; -: not defined, as for the stem."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockDiagnosis(BlockScores):
     """The proxy scores of one block, and what is conspicuous about them.
@@ -61,42 +69,37 @@ class Diagnosis:
         blocks: A :class:`BlockDiagnosis` for the stem and each block, in the order of execution.
         scores: The proxy scores of the model, with the evaluator's proxies.
         findings: What is conspicuous in the model as a whole; the first says how the blocks were chosen.
+        model_name: Name of the model's class.
     """
 
     blocks: tuple[BlockDiagnosis, ...]
     scores: ProxyScores
     findings: tuple[str, ...]
+    model_name: str
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return a dict for each block that JSON can hold: NaN is ``None``, an infinity a string such as ``"-inf"``."""
         return [{name: _plain(value) for name, value in dataclasses.asdict(block).items()} for block in self.blocks]
 
     def __str__(self) -> str:
-        header = ["block", "shape", "entropy", "step", "sigma", "trainability", "MACs", "share"]
-        rows = [header]
-        for block in self.blocks:
-            numbers = (
-                (block.entropy, ".2f"),
-                (block.step, "+.2f"),
-                (block.spectral_norm, ".3g"),
-                (block.trainability, ".3g"),
-            )
-            rows.append(
-                [
-                    for_terminal(block.name),
-                    "x".join(map(str, block.shape)),
-                    *("-" if math.isnan(value) else format(value, form) for value, form in numbers),
-                    _with_unit(block.complexity),
-                    "-" if math.isnan(block.share) else f"{block.share:.1%}",
-                ]
-            )
-        lines = []
+        lines = [f"{for_terminal(self.model_name)}, block by block. {_LEGEND}", ""]
         findings_of_rows = [(), *(block.findings for block in self.blocks)]
-        for row, findings in zip(text_table(rows, left=(0, 1)), findings_of_rows, strict=True):
+        table = text_table([_HEADER, *map(_row, self.blocks)], left=(0, 1))
+        for row, findings in zip(table, findings_of_rows, strict=True):
             lines += [row, *(f"    ! {for_terminal(finding)}" for finding in findings)]
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.to_dict().items())
-        remarks = [f"- {for_terminal(finding)}" for finding in self.findings]
-        return "\n".join([*lines, "", f"scores: {scores}", *remarks])
+        return "\n".join([*lines, "", self._scores(), *(f"- {for_terminal(finding)}" for finding in self.findings)])
+
+    def _repr_html_(self) -> str:
+        rows = [[*_row(block), "; ".join(block.findings)] for block in self.blocks]
+        findings = "".join(f"<li>{in_html(finding)}</li>" for finding in self.findings)
+        return (
+            f"<p><b>{in_html(self.model_name)}</b>, block by block. {in_html(_LEGEND)}</p>"
+            f"{html_table([*_HEADER, 'findings'], rows, left=(0, 1, len(_HEADER)))}"
+            f"<p>{in_html(self._scores())}</p><ul>{findings}</ul>"
+        )
+
+    def _scores(self) -> str:
+        return "scores: " + ", ".join(f"{name} {plain_number(value)}" for name, value in self.scores.to_dict().items())
 
 
 def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
@@ -158,7 +161,7 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         fields = dataclasses.asdict(block)
         blocks.append(BlockDiagnosis(**fields, share=share, findings=_findings(block, before, share, len(full.blocks))))
     features = f"{len(blocks)} features, {full.block_source}: {_listed([block.name for block in blocks])}"
-    return Diagnosis(tuple(blocks), scores, (features, *_model_findings(blocks, values)))
+    return Diagnosis(tuple(blocks), scores, (features, *_model_findings(blocks, values)), type(model).__name__)
 
 
 def _findings(block: BlockScores, before: BlockScores | None, share: float, n_blocks: int) -> tuple[str, ...]:
@@ -272,13 +275,22 @@ def _listed(names: Sequence[str], at_most: int = 8) -> str:
     return f"{', '.join(names[: at_most - 1])}, ... {names[-1]}"
 
 
-def _with_unit(number: float) -> str:
-    if not math.isfinite(number):
-        return "-"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"
+def _row(block: BlockDiagnosis) -> list[str]:
+    """Return the cells of a block below ``_HEADER``."""
+
+    def cell(value: float, form: str) -> str:
+        return "-" if math.isnan(value) else format(value, form)
+
+    return [
+        for_terminal(block.name),
+        "x".join(map(str, block.shape)),
+        cell(block.entropy, ".2f"),
+        cell(block.step, "+.2f"),
+        cell(block.spectral_norm, ".3g"),
+        cell(block.trainability, ".3g"),
+        plain_number(block.complexity, 3),
+        cell(block.share, ".1%"),
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias, get_args
 
@@ -17,6 +17,7 @@ from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.feature_pass import run_features
 from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, plan_blocks
 from optuna_aznas.proxies.loss_pass import LossPass
+from optuna_aznas.proxies.many import Scoring, outcomes_of
 from optuna_aznas.proxies.model.draws import DrawsInCheckpointError
 from optuna_aznas.proxies.model.forward import internal_error, is_out_of_memory, out_of_memory
 from optuna_aznas.proxies.model.isolation import Substitute, check_replaceable, scoring_mode
@@ -197,6 +198,64 @@ class ProxyEvaluator:
         _, blocks, source = outcomes[0]
         seconds = time.perf_counter() - start
         return ProxyScores(values, names=self.proxies, blocks=blocks, block_source=source, seconds=seconds)
+
+    def map(
+        self,
+        models: Iterable[nn.Module | Callable[[], nn.Module]],
+        *,
+        n_workers: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> Iterator[ProxyScores | BaseException]:
+        """Score many models, with several processes that share the GPU, or the cores.
+
+        The result for each model is what a call of the evaluator returns for it. On a CPU the worker processes use one
+        thread each; scores are bit for bit those of this process with ``torch.set_num_threads(1)``.
+
+        Functions that build the models are better than models: a function is sent to a worker instead of all weights,
+        and building is shared among the workers too. Functions of a script or a notebook, lambdas and closures may be
+        used. A worker does not share the state of this process: a function that draws random numbers should seed them,
+        and what the script has set, such as ``torch.set_default_dtype``, it must set again.
+
+        Worker processes wait a minute for the next call of ``map`` before they end. Closing the iterator, an error in
+        ``models`` or Ctrl-C ends those that are at work at once.
+
+        Args:
+            models: Models, or functions without arguments that each return one; also a mixture. It may be a generator,
+                even one without end: it is run in this thread, and at most ``2 * n_workers`` models ahead of the
+                results that were taken.
+            n_workers: Number of worker processes. With 0 or 1 the models are scored in this process. By default the
+                number of cores that this process may use (its affinity and cgroup quota), and on a GPU at most one for
+                2 GiB of free memory.
+            show_progress_bar: Show a progress bar on standard error.
+
+        Returns:
+            An iterator over the results in the order of ``models``, as they come: the proxy scores, or for a model that
+            failed the exception: a :class:`ProxyEvaluationError`, or what its function raised. A model whose worker
+            process died, for example for lack of memory, has a :class:`ProxyEvaluationError`.
+
+        Raises:
+            TypeError: ``models`` is a single model, or cannot be iterated over; the evaluator cannot be pickled.
+            ValueError: ``n_workers`` is no integer of at least 0.
+            RuntimeError: A worker process cannot be started.
+
+        Example:
+            >>> from torch import nn
+            >>> def build(width):
+            ...     return nn.Sequential(*(nn.Sequential(nn.Conv2d(c, width, 3), nn.ReLU()) for c in (3, width, width)))
+            >>> evaluator = ProxyEvaluator((3, 8, 8), proxies=["complexity"], device="cpu")
+            >>> [int(scores.complexity) for scores in evaluator.map([build(4), lambda: build(8)], n_workers=0)]
+            [6768, 19296]
+        """
+        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+            raise TypeError(
+                f"models must be an iterable of models; got one {type(models).__name__}. Score a single model with "
+                "evaluator(model)."
+            )
+        if not isinstance(models, Iterable):
+            raise TypeError(f"models must be an iterable of models; got {type(models).__name__}.")
+        return outcomes_of(
+            Scoring(self), models, n_workers=n_workers, device=self.device, show_progress_bar=show_progress_bar
+        )
 
     def _named(self, stage: Stage) -> list[Proxy]:
         """Return the named proxies of a stage, in the order in which they are computed."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from optuna_aznas._text import html_table, plain_number
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockScores:
@@ -101,6 +103,9 @@ class ProxyScores(tuple[float, ...]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={v:.6g}' for n, v in self.to_dict().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.names, [[plain_number(value) for value in self]])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds, self.block_source)

@@ -23,7 +23,7 @@ from scipy.special import erfcx, ndtr
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import Posterior, complete_scores
-from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CandidateScorer, Key
+from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
@@ -85,7 +85,7 @@ class BayesianOptimisation:
         check_count("n_startup_trainings", n_startup_trainings)
         self._variation = variation
         self._candidate_filter = candidate_filter
-        self._scorer = None if candidate_scorer is None else CandidateScorer(candidate_scorer)
+        self._scorer = None if candidate_scorer is None else CheckedScorer(candidate_scorer)
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
         self._with_hyperparameters = with_hyperparameters
@@ -154,35 +154,42 @@ class BayesianOptimisation:
         conditions = cache.conditional_parameters(view.history.trials)
         parents = cache.parents or [_architecture(trial, space) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
+        drawn: dict[Key, Candidate] = {}  # those of them that have not been scored yet
         seen: set[Key] = set()
         misses = 0
         for draw in range(_DRAWS * self._n_candidates):
-            if len(found) == self._n_candidates or misses == _MISSES:
+            if misses == _MISSES:
                 break
+            if len(found) + len(drawn) == self._n_candidates:
+                found, drawn = found | self._with_scores(drawn, view.history.names, cache), {}
+                if len(found) == self._n_candidates:
+                    break
             extra = int(self._variation.rng.integers(2))
             params = {**self._variation.child(parents if draw % 2 else (), space, extra), **of_architecture}
             present = conditions.present(params)
             described = view.describe(params)
             key = frozenset((name, described[name]) for name in present)
             misses = misses + 1 if key in seen else 0
-            if key in seen:
-                continue
+            if key not in seen and not is_taken(described) and self._candidate_filter(dict(params)):
+                drawn[key] = Candidate(params, present, {}, key)
             seen.add(key)
-            if not is_taken(described) and self._candidate_filter(dict(params)):
-                scores = self._proxy_scores(key, params, view.history.names, cache)
-                if scores is not None:
-                    found[key] = Candidate(params, present, scores, key)
-        return list(found.values())
+        return list((found | self._with_scores(drawn, view.history.names, cache)).values())
 
-    def _proxy_scores(self, key: Key, params: Params, names: tuple[str, ...], cache: _Cache) -> dict[str, float] | None:
-        """Return a candidate's proxy scores; empty without a scorer, ``None`` where it failed."""
+    def _with_scores(
+        self, candidates: dict[Key, Candidate], names: tuple[str, ...], cache: _Cache
+    ) -> dict[Key, Candidate]:
+        """Return candidates with their proxy scores, all scored at once; without those where the scorer failed."""
         if self._scorer is None:
-            return {}
-        if key not in cache.proxy_scores:
-            while len(cache.proxy_scores) >= _MAX_KEPT_SCORES:
-                del cache.proxy_scores[next(iter(cache.proxy_scores))]  # the oldest
-            cache.proxy_scores[key] = self._scorer(params, names)
-        return cache.proxy_scores[key]
+            return candidates
+        missing = {key: candidate.params for key, candidate in candidates.items() if key not in cache.proxy_scores}
+        new = dict(zip(missing, self._scorer(list(missing.values()), names), strict=True)) if missing else {}
+        scores = {key: new[key] if key in new else cache.proxy_scores[key] for key in candidates}
+        cache.keep(new)
+        return {
+            key: candidate._replace(proxy_scores=of_candidate)
+            for key, candidate in candidates.items()
+            if (of_candidate := scores[key]) is not None
+        }
 
     def _table(
         self, view: StudyView, running: list[Candidate], candidates: list[Candidate], parameters: Parameters
@@ -406,6 +413,12 @@ class _Cache:
         self._encoder = Encoder({})
         self._rows: dict[object, _Floats] = {}  # encoded architectures by trial number or candidate key
         self._conditions, self._conditions_from = ConditionalParameters([]), 0
+
+    def keep(self, proxy_scores: Mapping[Key, dict[str, float] | None]) -> None:
+        """Keep candidates' proxy scores; the oldest ones make room."""
+        self.proxy_scores |= proxy_scores
+        while len(self.proxy_scores) > _MAX_KEPT_SCORES:
+            del self.proxy_scores[next(iter(self.proxy_scores))]
 
     def conditional_parameters(self, trials: list[FrozenTrial]) -> ConditionalParameters:
         """Return the rules of conditional parameters, inferred from recent trials."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optuna_aznas.study.attributes import as_numbers
@@ -36,31 +36,49 @@ def accept_all(params: dict[str, Any]) -> bool:
     return True
 
 
-class CandidateScorer:
+class CheckedScorer:
     """Calls a user's ``candidate_scorer`` and checks what it returns.
 
     Args:
-        candidate_scorer: From parameters to proxy scores.
+        candidate_scorer: From parameters to proxy scores. Where it has a method ``score_many``, as
+            :class:`~optuna_aznas.CandidateScorer` does, that is called instead: from a list of parameters to a list
+            that holds for each of them proxy scores or an exception.
     """
 
     def __init__(self, candidate_scorer: Callable[[dict[str, Any]], Any]) -> None:
         self._candidate_scorer = candidate_scorer
         self._warned: set[str] = set()
 
-    def __call__(self, params: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float] | None:
-        """Return a candidate's proxy scores; ``None``, with a warning, if they could not be computed.
+    def __call__(
+        self, candidates: Sequence[Mapping[str, Any]], names: tuple[str, ...]
+    ) -> list[dict[str, float] | None]:
+        """Return the proxy scores of candidates; ``None``, with a warning, for those where they cannot be computed.
 
         Args:
-            params: Parameters of the candidate.
+            candidates: Parameters of each candidate.
             names: Names of the study's proxies.
         """
-        try:
-            scores = as_numbers(self._candidate_scorer(dict(params)))
-        except Exception as error:
+        many = [dict(params) for params in candidates]
+        outcomes = self._outcomes([dict(params) for params in many])
+        return [self._checked(params, outcome, names) for params, outcome in zip(many, outcomes, strict=True)]
+
+    def _outcomes(self, many: list[dict[str, Any]]) -> list[Any]:
+        """Return what the user's function returned for each candidate, or the error that it raised."""
+        score_many = getattr(self._candidate_scorer, "score_many", None)
+        if score_many is None:
+            return [_returned(self._candidate_scorer, params) for params in many]
+        outcomes = _returned(score_many, many)
+        if isinstance(outcomes, Exception):
+            return [outcomes] * len(many)
+        return list(outcomes)
+
+    def _checked(self, params: dict[str, Any], outcome: Any, names: tuple[str, ...]) -> dict[str, float] | None:
+        scores = outcome if isinstance(outcome, Exception) else _returned(as_numbers, outcome)
+        if isinstance(scores, Exception):
             self._warn_once(
-                type(error).__name__,
-                f"candidate_scorer failed for {dict(params)}: {type(error).__name__}: {error}. The candidate is left "
-                "out; further errors of this kind are not reported.",
+                type(scores).__name__,
+                f"candidate_scorer failed for {params}: {type(scores).__name__}: {scores}. The candidate is left out; "
+                "further errors of this kind are not reported.",
             )
             return None
         if set(scores) != set(names):
@@ -76,3 +94,11 @@ class CandidateScorer:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=2)
+
+
+def _returned(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return what a function returns, or the error that it raises."""
+    try:
+        return function(argument)
+    except Exception as error:
+        return error

@@ -1,17 +1,21 @@
 """Claims: how several workers avoid proposing the same architecture at the same moment.
 
 There is no lock. A worker *claims* its candidate: it writes the candidate into its own running trial, and then reads
-the study again. Of two workers that write the same architecture, the one that writes second is certain to see the
-other's claim and takes its next candidate. If both write before either reads, both see the other's and take another
-candidate, which costs a draw and nothing else. A claim ends with its trial.
+the study again. It takes the candidate only if that reading shows no other trial with it. Of two workers that write the
+same architecture, the one that writes second reads the other's claim, so they never both take it. If both write before
+either reads, both see the other's claim: then the trial with the higher number gives way, and the one with the lower
+number reads again until it has. A worker that does not give way has taken the candidate before, or was killed; after
+``_WAITS`` the other trial tries its next candidate. A claim ends with its trial.
 
 Parameters that are drawn one by one, those of a study's first trials for example, are claimed one by one, each together
-with those before it: nobody knows which of them will be the last.
+with those before it: nobody knows which of them will be the last. A value that no other unfinished trial has behind the
+same values is preferred, then one that the fewest have, so that enough other values remain for the later parameters.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from optuna_aznas._optuna import queued_params, set_trial_system_attr
-from optuna_aznas.study.attributes import architecture_params, recorded_architecture
+from optuna_aznas.study.attributes import recorded_names
 from optuna_aznas.study.values import Description, describe
 
 if TYPE_CHECKING:
@@ -28,13 +32,16 @@ if TYPE_CHECKING:
 #: System attribute of a trial: the architecture that it has claimed, which its objective has not suggested yet.
 CLAIM_KEY = "aznas:proposal"
 
-_MAX_CLAIMS = 10  # candidates (or values) claimed for one trial; the last is taken even if another trial has it
+_MAX_CLAIMS = 100  # candidates claimed for one trial: each but the last was claimed by another trial at that moment
+_WAITS = (0.002, 0.004, 0.008, 0.016, 0.032)  # seconds before each new reading, for another trial to give way
 
 
 def first_unclaimed(
     view: StudyView, trial: FrozenTrial, candidates: Iterator[dict[str, Any]], fixed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the first of some candidates that no other worker has claimed or evaluated, claimed for ``trial``.
+
+    A candidate that is a duplicate already when it is drawn is taken as it is: nothing new was found.
 
     Args:
         view: The study.
@@ -52,9 +59,9 @@ def first_unclaimed(
 def first_unclaimed_value(
     view: StudyView, trial: FrozenTrial, name: str, distribution: BaseDistribution, values: Iterable[Any]
 ) -> Any:
-    """Return the first of some values of one parameter with which the architecture of ``trial`` is no duplicate.
+    """Return the first of some values of one parameter that no other unfinished trial has, claimed for ``trial``.
 
-    It is claimed. If there is no such value, the last is returned.
+    If there is none, it is one that the fewest other trials have; the last if each makes an evaluated architecture.
 
     Args:
         view: The study.
@@ -64,13 +71,25 @@ def first_unclaimed_value(
         values: Values drawn for it, at least one.
     """
     known = view.expected_architecture(trial)
-    n_claims = 0
+
+    def extended(value: Any) -> Description:
+        return {**known, **describe({name: value}, {name: distribution})}
+
+    shared: dict[str, Any] = {}  # values that other trials have too, by their text
     for value in values:
-        architecture = {**known, **describe({name: value}, {name: distribution})}
-        if n_claims < _MAX_CLAIMS and not view.holds(architecture):
-            n_claims += 1
-            if _claim(view, trial, architecture):
-                break
+        architecture = extended(value)
+        if view.is_evaluated(architecture):
+            continue
+        if not view.rivals(architecture) and _claim(view, trial, architecture):
+            return value
+        shared.setdefault(architecture[name], value)
+    for _ in range(_MAX_CLAIMS):
+        possible = [other for other in shared.values() if not view.is_evaluated(extended(other))]
+        if not possible:
+            break
+        value = min(possible, key=lambda other: len(view.rivals(extended(other))))
+        if _claim(view, trial, extended(value)):
+            break
     return value
 
 
@@ -79,26 +98,39 @@ def expected_architecture(
 ) -> Description:
     """Return the architecture that an unfinished trial has, or is expected to have, as far as it is known.
 
+    A database reads a trial in several statements. What was read of a trial that records at this moment may be its
+    parameters without the last one, and then the names that it recorded, the last one's too: its claim has that one.
+
     Args:
         trial: The trial.
         space: Distributions of parameters that it has not suggested yet, as far as they are known.
         hyperparameters: Names of parameters that are no architecture's.
     """
-    if recorded_architecture(trial) is not None:
-        return describe(architecture_params(trial), trial.distributions)
     claimed = trial.system_attrs.get(CLAIM_KEY)
     readable = claimed.items() if isinstance(claimed, Mapping) else ()
     expected = {name: text for name, text in readable if isinstance(text, str)}
     expected |= describe(queued_params(trial), space)
     expected |= describe(trial.params, trial.distributions)
+    names = recorded_names(trial)
+    if names is not None:
+        return {name: expected[name] for name in names if name in expected}
     return {name: text for name, text in expected.items() if name not in hyperparameters}
 
 
 def _claim(view: StudyView, trial: FrozenTrial, architecture: Description) -> bool:
     """Claim an architecture for ``trial``; return whether no other trial has claimed or newly evaluated it."""
-    was_evaluated = view.is_evaluated(architecture)
+    was_evaluated, before = view.is_evaluated(architecture), view.rivals(architecture)
     set_trial_system_attr(view.study, trial, CLAIM_KEY, architecture)
-    view.update(trial)
-    # Another trial may have claimed it, run and finished since this candidate was drawn. If it was evaluated before, it
-    # was proposed knowingly, for want of a new one.
-    return not view.is_pending(architecture) and (was_evaluated or not view.is_evaluated(architecture))
+    for wait in (0.0, *_WAITS):
+        time.sleep(wait)
+        view.update(trial)
+        # Another trial may have claimed it, run and finished since this candidate was drawn. What others had before, it
+        # was proposed knowingly, for want of something new.
+        if view.is_evaluated(architecture) and not was_evaluated:
+            return False
+        rivals = view.rivals(architecture) - before
+        if not rivals:
+            return True
+        if min(rivals) < trial.number:
+            return False
+    return False

@@ -70,10 +70,11 @@ class AZNASSampler(BaseSampler):
         candidate_filter: Called with a candidate's parameters before it is proposed; if it returns ``False``, the
             candidate is dropped and another tried. It is not called for the trials before the first is scored, whose
             parameters are not known yet, and does not see parameters that no parent has.
-        candidate_scorer: Bayesian optimisation: called with a candidate's parameters, returns its proxy scores in any
-            form that :func:`~optuna_aznas.record` takes. It is given a value for every architecture parameter of the
-            study, so that it need not know which of them the candidate has. A candidate for which it raises is left
-            out, with a warning. What it returns is kept while the process lives.
+        candidate_scorer: Bayesian optimisation: a :class:`~optuna_aznas.CandidateScorer`, or another function that is
+            called with a candidate's parameters and returns its proxy scores in any form that
+            :func:`~optuna_aznas.record` takes. It is given a value for every architecture parameter of the study, so
+            that it need not know which of them the candidate has. A candidate for which it raises is left out, with a
+            warning. What it returns is kept while the process lives.
         n_candidates: Bayesian optimisation: number of new candidates for each trial, at least 1. With
             ``candidate_scorer`` this many networks are scored for each one that is trained.
         n_startup_trainings: Bayesian optimisation: number of trained trials before the model counts, at least 1. Until
@@ -147,6 +148,7 @@ class AZNASSampler(BaseSampler):
             session = self._session(study)
             view = session.view
             view.update(trial)
+            self._warn_of_unscored(session)
             self._warn_if_nothing_is_scored(session)
             inferred = InferredSpace(self._strategy(view).search_space(view))
             session.inferred[trial.number] = inferred
@@ -221,6 +223,25 @@ class AZNASSampler(BaseSampler):
             return by_evolution
         return itertools.chain(self._bayesian.propose(view, space, fixed), by_evolution)
 
+    def _warn_of_unscored(self, session: _Session) -> None:
+        """Warn, at the first look at a study, of trials that completed without proxy scores, as before a change of the
+        sampler.
+        """
+        if session.has_looked:
+            return
+        session.has_looked = True
+        history, study = session.view.history, session.view.study
+        unscored = history.unscored
+        if not unscored[TrialState.COMPLETE]:
+            return
+        n_unscored = unscored[TrialState.COMPLETE] + unscored[TrialState.PRUNED]
+        n_scored = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in history.trials)
+        warnings.warn(
+            f"{n_unscored} of {n_unscored + n_scored} finished trials of study {study.study_name!r} have no proxy "
+            "scores and are ignored; optuna_aznas.backfill(study, build, evaluator) scores them.",
+            stacklevel=2,
+        )
+
     def _warn_if_nothing_is_scored(self, session: _Session) -> None:
         view = session.view
         if session.has_warned or session.n_finished < self._evolution.n_startup_trials or len(view.history):
@@ -257,12 +278,14 @@ class _Session:
         view: What was read of the study.
         inferred: By trial number, for trials between infer_relative_search_space and sample_relative.
         n_finished: Trials that finished in this process.
+        has_looked: Whether the user was told of trials that completed without proxy scores, if there were any.
         has_warned: Whether the user was told that no trial has proxy scores.
     """
 
     view: StudyView
     inferred: dict[int, InferredSpace] = dataclasses.field(default_factory=dict)
     n_finished: int = 0
+    has_looked: bool = False
     has_warned: bool = False
 
 

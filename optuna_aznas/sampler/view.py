@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from optuna_aznas.sampler.claims import expected_architecture
 from optuna_aznas.sampler.duplicates import EvaluatedArchitectures
-from optuna_aznas.study.attributes import architecture_names, recorded_architecture
+from optuna_aznas.study.attributes import architecture_names, recorded_architecture, recorded_names
 from optuna_aznas.study.history import Aggregation, StudyHistory
 from optuna_aznas.study.values import Description, describe, same_distribution
 
@@ -33,7 +33,8 @@ class StudyView:
     def __init__(self, study: Study, aggregation: Aggregation | None) -> None:
         self._study = weakref.ref(study)
         self._evaluated = EvaluatedArchitectures()
-        self._pending: list[Description] = []  # architectures of other trials that wait or run
+        self._pending: dict[int, Description] = {}  # architectures of other trials that wait or run, by trial number
+        self._recorded: set[int] = set()  # numbers of those of them whose architecture is complete
         self._last: dict[str, BaseDistribution] = {}  # of all parameters, as trials had them last
         self._distributions: dict[str, BaseDistribution] = {}  # of architecture_names, as trials had them last
         self._one_objective: bool | None = None  # read from the storage once
@@ -63,7 +64,9 @@ class StudyView:
                 # The same object where it is equal: that is recognised without comparing choices one by one.
                 if not same_distribution(self._last.get(name), distribution):
                     self._last[name] = distribution
-        self._pending = [self.expected_architecture(trial) for trial in unfinished if trial.number != own.number]
+        others = [trial for trial in unfinished if trial.number != own.number]
+        self._pending = {trial.number: self.expected_architecture(trial) for trial in others}
+        self._recorded = {trial.number for trial in others if recorded_names(trial) is not None}
 
     @property
     def is_trained(self) -> bool:
@@ -87,7 +90,21 @@ class StudyView:
 
     def is_pending(self, architecture: Description) -> bool:
         """Whether another trial that waits or runs has this architecture, or has claimed it."""
-        return architecture in self._pending
+        return any(self._has(number, architecture) for number in self._pending)
+
+    def rivals(self, architecture: Description) -> set[int]:
+        """Return the numbers of other trials that wait or run and have, or have claimed, all these parameters."""
+        items = architecture.items()
+        return {n for n, other in self._pending.items() if items <= other.items() or self._has(n, architecture)}
+
+    def _has(self, number: int, architecture: Description) -> bool:
+        """Whether a pending trial has this architecture.
+
+        A trial that has recorded fewer parameters has it if their values are equal: its network asked for no more.
+        """
+        other = self._pending[number]
+        recorded = number in self._recorded and len(other) > 0
+        return other == architecture or (recorded and other.items() <= architecture.items())
 
     def holds(self, architecture: Description) -> bool:
         """Whether a trial that has finished, runs or waits has this architecture."""

@@ -1,4 +1,5 @@
 from optuna_aznas.study.attributes import record as record
+from optuna_aznas.study.backfilling import backfill as backfill
 from optuna_aznas.study.create import create_study as create_study
 from optuna_aznas.study.importance import ProxyImportance as ProxyImportance
 from optuna_aznas.study.importance import proxy_importance as proxy_importance

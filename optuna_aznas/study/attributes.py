@@ -47,9 +47,7 @@ def record(
             ``architecture`` is no list of parameters of the trial; or the trial has finished without proxy scores, so
             that it can no longer store any.
     """
-    encoded: dict[str, float | str] = {}
-    for name, number in as_numbers(proxy_scores).items():
-        encoded[name] = number if math.isfinite(number) else "inf" if number > 0 else "-inf"
+    encoded = _encoded(proxy_scores)
     names = None if architecture is None else _checked_names(architecture, list(trial.params))
     before = trial.user_attrs.get(SCORES_KEY)
     # A finished trial that has proxy scores is evaluated again, as in objective(study.best_trial): nothing is lost.
@@ -75,6 +73,18 @@ def record(
         raise ValueError(_finished_message(trial)) from error
 
 
+def as_attributes(proxy_scores: Any, architecture: Sequence[str]) -> dict[str, Any]:
+    """Return the user attributes that :func:`record` stores, in the order in which it does."""
+    return {ARCHITECTURE_KEY: list(architecture), SCORES_KEY: _encoded(proxy_scores)}
+
+
+def _encoded(proxy_scores: Any) -> dict[str, float | str]:
+    return {
+        name: number if math.isfinite(number) else "inf" if number > 0 else "-inf"
+        for name, number in as_numbers(proxy_scores).items()
+    }
+
+
 def _checked_names(names: Sequence[str], suggested: list[str]) -> list[str]:
     """Return the names of an architecture's parameters, or raise ``ValueError``."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
@@ -90,9 +100,9 @@ def _checked_names(names: Sequence[str], suggested: list[str]) -> list[str]:
 
 def _finished_message(trial: BaseTrial) -> str:
     return (
-        f"Trial {trial.number} has finished, and a finished trial cannot store proxy scores. Call optuna_aznas.record "
-        "in the objective, while the trial runs; to score an architecture again, queue it with "
-        "study.enqueue_trial(trial.params)."
+        f"Trial {trial.number} has finished, and a finished trial cannot store proxy scores. "
+        "optuna_aznas.backfill(study, build, evaluator) scores the finished trials of a study that have none. For new "
+        "trials call optuna_aznas.record in the objective, while the trial runs."
     )
 
 
@@ -132,14 +142,20 @@ def recorded_scores(trial: FrozenTrial) -> dict[str, float] | None:
         return None
 
 
-def recorded_architecture(trial: FrozenTrial) -> list[str] | None:
+def recorded_names(trial: FrozenTrial) -> list[str] | None:
     """Return the names of a trial's architecture parameters as :func:`record` stored them; ``None`` if there are none,
     or they cannot be read as names.
     """
     names = trial.user_attrs.get(ARCHITECTURE_KEY)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    return [name for name in names if name in trial.params]
+    return names
+
+
+def recorded_architecture(trial: FrozenTrial) -> list[str] | None:
+    """Return those of a trial's :func:`recorded_names` that it has parameters of; ``None`` if there are no names."""
+    names = recorded_names(trial)
+    return None if names is None else [name for name in names if name in trial.params]
 
 
 def architecture_names(trial: FrozenTrial) -> list[str]:

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_aznas._optuna import retried_numbers
 from optuna_aznas.aggregation import aggregate
 from optuna_aznas.study.attributes import is_feasible, recorded_scores, unreadable, values_are_scores
+from optuna_aznas.study.late import LateAttributes
 from optuna_aznas.study.reader import TrialReader
 
 _Floats = npt.NDArray[np.float64]
@@ -31,10 +32,11 @@ class StudyHistory:
 
     It is a cache: everything in it comes from the study, and a new one holds the same, except for the order of rows.
 
-    A trial's proxy scores are those that :func:`~optuna_aznas.record` stored. In a study with several objectives, all
-    maximised, in which no trial has recorded proxy scores, they are its objective values. Failed and pruned trials
-    count if they recorded proxy scores. Of a dead trial and its retries (Optuna's ``RetryFailedTrialCallback``) only
-    the last that has finished counts. A trial that cannot be read is left out, with one warning.
+    A trial's proxy scores are those that :func:`~optuna_aznas.record` or :func:`~optuna_aznas.backfill` stored. In a
+    study with several objectives, all maximised, in which no trial has such proxy scores, they are its objective
+    values. Failed and pruned trials count if they recorded proxy scores. Of a dead trial and its retries (Optuna's
+    ``RetryFailedTrialCallback``) only the last that has finished counts. A trial that cannot be read is left out, with
+    one warning.
 
     Args:
         aggregation: Replaces :func:`~optuna_aznas.aggregate`. It is called on the whole table.
@@ -50,6 +52,7 @@ class StudyHistory:
         self._aggregation = aggregation
         self._lock = threading.Lock()
         self._reader = TrialReader()
+        self._late = LateAttributes()
         self._value_names: tuple[str, ...] | None = None  # of the objectives; read from the storage once
         self._uses_recorded = False  # whether proxy scores are recorded ones rather than objective values
         self._unfinished: list[FrozenTrial] = []
@@ -81,21 +84,26 @@ class StudyHistory:
     def update(self, study: Study, own: FrozenTrial | None = None) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """Read what is new in ``study``; return the newly finished trials, scored or not, and all that wait or run.
 
+        Trials that finished earlier and were scored since (:func:`~optuna_aznas.backfill`) are returned once more.
+
         Args:
             study: The study, the same each time.
             own: The caller's own running trial, which is then not read from the storage.
         """
         with self._lock:
             finished, self._unfinished = self._reader.read(study, own)
-            if not self._uses_recorded and any(recorded_scores(trial) is not None for trial in finished):
-                # The first recorded proxy scores: objective values, which were taken for them so far, no longer count.
-                self._uses_recorded = True
+            finished, earlier = self._late.update(study, finished)
+            is_first = not self._uses_recorded and any(recorded_scores(t) is not None for t in finished + earlier)
+            if is_first or earlier:
+                # From the first recorded proxy scores on, objective values are no longer taken for them.
+                self._uses_recorded |= is_first
                 self._clear()
                 # What other workers have finished since that reading comes with the next one, and must not come twice.
-                self._add(study, [t for t in study.get_trials(deepcopy=False) if self._reader.has_returned(t)])
+                trials = [t for t in study.get_trials(deepcopy=False) if self._reader.has_returned(t)]
+                self._add(study, [self._late.add_to(trial) for trial in trials])
             else:
                 self._add(study, finished)
-            return finished, self._unfinished
+            return finished + earlier, self._unfinished
 
     @property
     def proxy_scores(self) -> _Floats:

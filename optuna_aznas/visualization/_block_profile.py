@@ -25,6 +25,8 @@ TITLE = "Block profile"
 
 _TICKS = 16  # names of blocks that fit below a panel
 
+_SOUND_SIGMAS = (0.5, 2.0)  # spectral norms beyond these die or explode, by diagnose's rule
+
 _ROWS = ("entropy (nats)", "step of entropy", "spectral norm", "complexity (share)")
 
 
@@ -45,7 +47,9 @@ def plot_block_profile(subject: Any, other: Any = None, *, labels: Sequence[str]
         labels: A name for each subject; by default the model's class, or "model".
 
     Returns:
-        The figure. A block whose features have no entropy (constant, or not finite) is marked with a cross.
+        The figure. A red cross marks a block whose features have no entropy (constant, or not finite), and one whose
+        gradients die or explode by the rule of :func:`~optuna_aznas.diagnose`. The horizontal axis names up to 16
+        blocks; the hover text of every panel has the name.
 
     Raises:
         TypeError: ``subject`` or ``other`` is of another type.
@@ -127,7 +131,7 @@ def _blocks_of(subject: Any, argument: str) -> Sequence[Any]:
 
 def _label(subject: Any) -> str:
     is_pair = isinstance(subject, tuple) and getattr(subject, "blocks", None) is None
-    return type(subject[0]).__name__ if is_pair else "model"
+    return type(subject[0]).__name__ if is_pair else getattr(subject, "model_name", "model")
 
 
 def _short(name: str) -> str:
@@ -159,29 +163,19 @@ def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix:
     common: dict[str, Any] = {
         "x": x,
         "y": [None if math.isnan(value) else round(float(value), 5) for value in values],
-        "hovertext": [_hover(block) for block in blocks] if row == 0 else None,
-        "hovertemplate": "%{hovertext}<extra></extra>" if row == 0 else "%{y:.4g}<extra></extra>",
+        "hovertext": [_hover(block) for block in blocks],
+        "hovertemplate": "%{hovertext}<extra></extra>",
         "xaxis": f"x{suffix}",
         "yaxis": f"y{suffix}",
     }
     if row == 0:
         figure.add_trace(go.Scatter(**common, mode="lines+markers", line={"color": BLUE}, marker={"size": 6}))
         dead = [i for i, value in enumerate(values) if math.isnan(value)]
-        if dead:
-            figure.add_trace(
-                go.Scatter(
-                    x=dead,
-                    y=[0] * len(dead),
-                    mode="markers",
-                    marker={"color": RED, "symbol": "x", "size": 9},
-                    hovertext=[_hover(blocks[i]) for i in dead],
-                    hovertemplate="%{hovertext}<extra>no entropy</extra>",
-                    xaxis=f"x{suffix}",
-                    yaxis=f"y{suffix}",
-                )
-            )
+        _add_crosses(figure, go, blocks, dead, [0.0] * len(dead), "no entropy", suffix)
     elif row == 2:
         figure.add_trace(go.Scatter(**common, mode="lines+markers", line={"color": ORANGE}, marker={"size": 6}))
+        bad = [i for i, sigma in enumerate(values) if sigma < _SOUND_SIGMAS[0] or sigma > _SOUND_SIGMAS[1]]
+        _add_crosses(figure, go, blocks, bad, values[bad], "gradients die or explode", suffix)
         # A line at 1, where gradients keep their length.
         figure.add_trace(
             go.Scatter(
@@ -197,6 +191,25 @@ def _add_panel(figure: Figure, go: Any, row: int, blocks: Sequence[Any], suffix:
     else:
         colour = [RED if value < 0 else BLUE for value in values] if row == 1 else GREY
         figure.add_trace(go.Bar(**common, marker={"color": colour}))
+
+
+def _add_crosses(
+    figure: Figure, go: Any, blocks: Sequence[Any], at: Sequence[int], y: npt.ArrayLike, what: str, suffix: str
+) -> None:
+    """Mark the blocks at some positions with red crosses."""
+    if len(at):
+        figure.add_trace(
+            go.Scatter(
+                x=at,
+                y=y,
+                mode="markers",
+                marker={"color": RED, "symbol": "x", "size": 9},
+                hovertext=[_hover(blocks[i]) for i in at],
+                hovertemplate=f"%{{hovertext}}<extra>{what}</extra>",
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+            )
+        )
 
 
 def _hover(block: Any) -> str:

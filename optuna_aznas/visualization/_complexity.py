@@ -20,7 +20,7 @@ from optuna_aznas.visualization._plotly import (
 from optuna_aznas.visualization._points import add_best_line, add_trials, in_density
 from optuna_aznas.visualization._scored import ScoredTrials
 
-TITLE = "Complexity against rank score"
+TITLE = "Complexity and rank score"
 
 
 def plot_complexity(

@@ -47,22 +47,16 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
     rows = best_and_some(scored.rank_scores, max(2, max_lines))
     n, ranks = len(scored), scored.ranks[rows]
     low, _ = shown_range(scored.rank_scores)
-    ticks = [1, n] if n > 1 else [1]
     dimensions = [
-        {"label": for_plotly(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": ticks}
+        {"label": for_plotly(name), "values": compact(column), "range": [1, max(n, 2)], "tickvals": []}
         for name, column in zip(scored.names, ranks.T, strict=True)
     ]
     s = np.clip(scored.rank_scores[rows], low, 0.0)
-    s_ticks = np.linspace(low, 0.0, 5)
-    s_axis = {
-        "label": "S",
-        "values": compact(s),
-        "range": [low, 0],
-        "tickvals": s_ticks.tolist(),
-        "ticktext": [f"{tick:.1f}" for tick in s_ticks],
-    }
+    # The remark says what the ends of the axes are, and the colour bar has the numbers of S.
+    s_axis = {"label": "S", "values": compact(s), "range": [low, 0], "tickvals": []}
     figure = new_figure(
-        TITLE, [*scored.summary(), drawn_remark(len(rows), len(scored)), "the best has the highest rank"]
+        TITLE,
+        [*scored.summary(), drawn_remark(len(rows), len(scored)), f"rank {n:,} (best) is at the top, 1 at the bottom"],
     )
     figure.add_trace(
         graph_objects().Parcoords(
@@ -76,7 +70,9 @@ def plot_parallel_coordinate(study: Study, *, max_lines: int = 400) -> Figure:
                 "colorbar": {"title": {"text": "S"}, "thickness": 12},
             },
             labelfont={"size": 11},
+            labelangle=-30,
+            rangefont={"color": "rgba(0,0,0,0)"},  # the lines would cover the ends' numbers
         )
     )
-    figure.update_layout(margin={"l": 60, "r": 30, "t": figure.layout.margin.t + 40, "b": 30})
+    figure.update_layout(margin={"l": 40, "r": 30, "t": figure.layout.margin.t + 60, "b": 30})
     return figure

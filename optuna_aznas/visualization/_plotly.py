@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from optuna_aznas._text import for_plotly
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -20,7 +22,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#9
 #: Colours for S, from light to dark: the best trials are dark on a white background.
 COLORSCALE = "Viridis_r"
 
-_LINE = 78  # characters of remarks on one line, at the width that optuna-dashboard gives a figure
+_LINE = 50  # characters of remarks on one line: optuna-dashboard shows figures 340 pixels wide on a phone
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#333333"}
 _AXIS = {"gridcolor": "#e8e8e8", "linecolor": "#bbbbbb", "zeroline": False, "automargin": True}
@@ -68,17 +70,19 @@ def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
         title={
             "text": title + below,
             "x": 0,
-            "xref": "paper",
+            "xref": "container",
             "xanchor": "left",
-            "y": 0.97,
+            "y": 1,
+            "yref": "container",
             "yanchor": "top",
-            "font": {"size": 16},
+            "pad": {"l": 16, "t": 22},
+            "font": {"size": 15},
         },
         font=_FONT,
         paper_bgcolor="white",
         plot_bgcolor="white",
         hovermode="closest",
-        margin={"l": 60, "r": 24, "t": 50 + 17 * len(lines), "b": 75},
+        margin={"l": 60, "r": 24, "t": 62 + 17 * len(lines), "b": 75},
         legend={"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"},
     )
     return figure
@@ -87,6 +91,15 @@ def new_figure(title: str, remarks: Iterable[str] = ()) -> Figure:
 def axis(**properties: Any) -> dict[str, Any]:
     """Return the properties of an axis in the package's look."""
     return {**_AXIS, **properties}
+
+
+def in_two_lines(name: str) -> str:
+    """Return a proxy's name as plotly text, broken near its middle at an underscore if it is long."""
+    places = [i for i, character in enumerate(name) if character == "_"]
+    if len(name) <= 12 or not places:
+        return for_plotly(name)
+    middle = min(places, key=lambda i: abs(i - len(name) / 2))
+    return f"{for_plotly(name[:middle])}<br>{for_plotly(name[middle:])}"
 
 
 def empty_figure(title: str, message: str) -> Figure:

@@ -102,6 +102,30 @@ def add_best_line(
     )
 
 
+def add_star(figure: Figure, scored: ScoredTrials, row: int, x: float, y: float, name: str) -> None:
+    """Draw a star at one trial, with its number in the legend.
+
+    Args:
+        figure: The figure to draw on.
+        scored: The trials.
+        row: The trial's position among them.
+        x: Where the star stands.
+        y: Where the star stands.
+        name: What stands out about the trial.
+    """
+    name = f"trial {scored.numbers[row]}: {name}"
+    figure.add_trace(
+        graph_objects().Scatter(
+            x=[float(x)],
+            y=[float(y)],
+            mode="markers",
+            name=name,
+            marker={"color": GREEN, "size": 14, "symbol": "star"},
+            hovertemplate=f"{name}<extra></extra>",
+        )
+    )
+
+
 def in_density(n: int, limit: int) -> str:
     """Return a remark on how many of ``n`` trials :func:`add_trials` shows as a density."""
     return f"{n - limit:,} of them as grey density" if n > limit else ""

@@ -7,8 +7,7 @@ from typing import Any
 
 from optuna.study import Study
 
-from optuna_aznas._text import for_plotly
-from optuna_aznas.visualization._plotly import BLUE, Figure, axis, graph_objects, new_figure
+from optuna_aznas.visualization._plotly import BLUE, Figure, axis, graph_objects, in_two_lines, new_figure
 
 TITLE = "Proxy importance"
 
@@ -35,7 +34,7 @@ def plot_proxy_importance(study: Study, **arguments: Any) -> Figure:
     figure.add_trace(
         go.Bar(
             x=[float(entry.mean) for entry in importance.values()],
-            y=[for_plotly(name) for name in importance],
+            y=[in_two_lines(name) for name in importance],
             error_x={"type": "data", "array": [float(entry.std) for entry in importance.values()], "color": "#555555"},
             orientation="h",
             marker={"color": BLUE},

@@ -22,6 +22,7 @@ from optuna_aznas.visualization._plotly import (
     counted,
     empty_figure,
     graph_objects,
+    in_two_lines,
     new_figure,
     shown_range,
 )
@@ -87,7 +88,7 @@ def rank_correlation(table: _Floats) -> _Floats:
 
 def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) -> Figure:
     figure = new_figure(f"{TITLE}: rank correlation", [*scored.summary(), "Spearman's ρ"])
-    labels = [for_plotly(name) for name in names]
+    labels = [in_two_lines(name) for name in names]
     figure.add_trace(
         graph_objects().Heatmap(
             x=labels,
@@ -98,9 +99,12 @@ def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) 
             colorscale="RdBu",
             texttemplate="%{z:.2f}",
             hovertemplate="%{y}, %{x}: ρ = %{z:.3f}<extra></extra>",
+            showscale=False,
         )
     )
-    figure.update_layout(xaxis=axis(), yaxis=axis(autorange="reversed"))
+    figure.update_layout(
+        xaxis=axis(tickangle=-45, tickfont={"size": 11}), yaxis=axis(autorange="reversed", tickfont={"size": 11})
+    )
     return figure
 
 

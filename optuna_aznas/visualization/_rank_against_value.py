@@ -11,10 +11,8 @@ from scipy.stats import kendalltau, spearmanr
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._text import for_plotly
-from optuna_aznas.study.attributes import recorded_scores
 from optuna_aznas.visualization._plotly import (
     BLUE,
-    GREEN,
     Figure,
     axis,
     compact,
@@ -24,9 +22,10 @@ from optuna_aznas.visualization._plotly import (
     new_figure,
     shown_range,
 )
+from optuna_aznas.visualization._points import add_star
 from optuna_aznas.visualization._scored import ScoredTrials, best_and_some
 
-TITLE = "Rank score against the trained value"
+TITLE = "Rank score and trained value"
 
 
 def plot_rank_against_value(
@@ -91,17 +90,7 @@ def plot_rank_against_value(
     )
     if direction:
         best = int(np.argmax(values) if direction == "maximize" else np.argmin(values))
-        figure.add_trace(
-            graph_objects().Scatter(
-                x=[float(s[best])],
-                y=[float(values[best])],
-                customdata=[int(scored.numbers[rows[best]])],
-                mode="markers",
-                name="best value",
-                marker={"color": GREEN, "size": 14, "symbol": "star"},
-                hovertemplate="trial %{customdata}<br>S = %{x:.3f}<br>%{y:.5g}<extra>best value</extra>",
-            )
-        )
+        add_star(figure, scored, int(rows[best]), s[best], values[best], "best value")
     figure.update_layout(
         xaxis=axis(title_text="rank score S (0 is best)", range=[low, -0.03 * low or 1.0]),
         yaxis=axis(
@@ -115,8 +104,7 @@ def plot_rank_against_value(
 def has_trained_values(study: Study) -> bool:
     """Whether :func:`plot_rank_against_value` has something to show without a ``target``."""
     return len(study.directions) == 1 and any(
-        trial.state == TrialState.COMPLETE and recorded_scores(trial) is not None
-        for trial in study.get_trials(deepcopy=False)
+        trial.state == TrialState.COMPLETE for trial in ScoredTrials.of(study).trials
     )
 
 

@@ -92,9 +92,14 @@ class ScoredTrials:
         return rankdata(self.proxy_scores, axis=0)
 
     @property
+    def places(self) -> _Floats:
+        """The places under each proxy, shape (n, m): the best has 1, ties share their average."""
+        return len(self) + 1 - self.ranks
+
+    @property
     def weights(self) -> _Floats:
         """The weights of the proxies in S, shape (m,). See :func:`~optuna_aznas.aggregation.consensus_weights`."""
-        return consensus_weights(self.proxy_scores)
+        return consensus_weights(self.proxy_scores) if len(self) else np.ones(len(self.names))
 
     @property
     def complete(self) -> npt.NDArray[np.bool_]:

@@ -84,3 +84,15 @@ def test_the_papers_formula_to_the_letter():
     table = study(200, 1, [1, 1, -1, 1])
     ranks = rankdata(table, axis=0)
     np.testing.assert_allclose(aggregate_aznas(table), np.log(ranks / 200).sum(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("table", [[1.0, 2.0], 3.0, [[[1.0]]], np.zeros((2, 0))])
+def test_what_is_no_table(table):
+    with pytest.raises(ValueError, match=r"table of shape \(networks, proxies\); got shape"):
+        consensus_weights(table)
+
+
+def test_the_table_is_not_changed():
+    table = np.array([[np.nan, 1.0, 2.0]] * 12)
+    assert consensus_weights(table).tolist() == [1, 1, 1]
+    assert np.isnan(table[:, 0]).all()

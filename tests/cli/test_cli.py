@@ -25,6 +25,7 @@ ANNOUNCED = "building network {}"
 SPACE = (
     f"ANNOUNCED = {ANNOUNCED!r}"
     + """
+import os
 import sys
 
 from torch import nn
@@ -45,6 +46,13 @@ def make():
     return build(type("T", (), {"suggest_int": lambda self, name, low, high, step=1: high})())
 
 model = make()
+
+def deadly(trial):
+    if trial.number == 2:
+        os._exit(3)
+    if trial.number == 4:
+        raise ArithmeticError("the fifth one")
+    return build(trial)
 
 def broken(trial):
     raise ArithmeticError("no such network")
@@ -113,12 +121,12 @@ def test_search_and_go_on(run, folder):
     assert "6/6" in err
     status, out, err = search(run, "--quiet", "-n", "2", trials=4)
     assert status == 0
-    assert len(out.splitlines()) == 3
+    rows = [line for line in out.splitlines()[1:] if not line.startswith("(")]
     assert "Continuing study 'build': 6 trials so far" in err
     assert "4/4" not in err
     study = study_of(folder)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 10
-    assert [int(line.split()[1]) for line in out.splitlines()[1:]] == [t.number for t in az.best_trials(study, 2)]
+    assert [int(line.split()[1]) for line in rows] == [t.number for t in az.best_trials(study, 2)]
 
 
 def test_networks_of_one_study_are_scored_alike(run, folder):
@@ -173,10 +181,43 @@ def test_a_space_that_fails(run, folder):
     assert optuna.get_all_study_names(f"sqlite:///{folder}/aznas.db") == []
 
 
-def test_interrupted(folder):
+@pytest.mark.parametrize("storage", ["sqlite:///nas.db", "journal:nas.log"])
+def test_several_workers_share_a_study_and_one_may_die(run, folder, storage):
+    options = ["--input-shape", "3,8,8", "--device", "cpu", "--storage", storage, "--workers", "2", "--quiet"]
+    status, out, err = run("search", "my_nets:deadly", *options, "--trials", "9")
+    assert status == 0, err
+    assert "A trial failed: its worker process died (exit status 3), and another one takes its place" in err
+    assert "Trial 4 failed: ArithmeticError: the fifth one" in err
+    assert "Scored 7 networks." in err
+    trials = optuna.load_study(study_name="deadly", storage=az.open_storage(storage)).trials
+    states = [trial.state.name for trial in trials]
+    assert len(states) == 9
+    assert (states[2], states[4]) == ("RUNNING", "FAIL")
+    assert states.count("COMPLETE") == 7
+    assert len(out.splitlines()) == 1 + 7
+
+
+def test_workers_need_a_storage_that_they_share(run):
+    for storage in ("sqlite://", "sqlite:///:memory:"):
+        status, _, err = search(run, "--workers", "2", "--storage", storage)
+        assert status == 2
+        assert "--workers needs a storage that several processes can open" in err
+
+
+def test_networks_that_fail_in_workers_end_the_search(run, folder):
+    assert search(run, "--trials", "1")[0] == 0
+    (folder / "my_nets.py").write_text("def build(trial):\n    raise ArithmeticError('no such network')\n")
+    status, out, err = search(run, "--workers", "2", "--trials", "1000")
+    assert status == 1
+    assert "5 networks in a row could not be scored. The last one: ArithmeticError: no such network" in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupted(workers, folder):
     command = [sys.executable, "-m", "optuna_aznas", "search", "my_nets:announced", "--input-shape", "3,8,8"]
     with subprocess.Popen(
-        [*command, "--trials", "100000", "--device", "cpu"],
+        [*command, "--trials", "100000", "--device", "cpu", "--workers", str(workers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -254,7 +295,7 @@ def test_dashboard_publishes(run, folder, storage):
     optuna.create_study(study_name="empty", storage=cli._storage.open_storage(storage, must_exist=True))
     status, out, err = run("dashboard", "--storage", storage, "--publish-only")
     assert (status, out) == (0, "")
-    assert "Published study 'build': 4 figures and notes." in err
+    assert "Published study 'build': 4 figures and notes, at http://127.0.0.1:8080/dashboard/studies/" in err
     assert "Study 'empty' has no scored trial" in err
 
 

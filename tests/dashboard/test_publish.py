@@ -61,12 +61,14 @@ def test_publishing(storage):
     board = az.leaderboard(study, 3)
     note = note_of(study)
     for entry in board:
-        assert f"| {entry.place} | [{entry.number}](" in note
-    assert "24 trials are ranked" in note
+        assert f"| {entry.place} | {entry.number}\N{NO-BREAK SPACE}[↗](" in note
+    assert f"**Take trial {board[0].number}" in note
+    assert "the first of 24 scored trials" in note
+    assert "Pareto front" in note
     assert "<img" not in note.replace("\\<img", "")
     for entry in board:
         own = note_of(study, entry.number)
-        assert f"Place {entry.place} of 24 by rank score: S = −{abs(entry.rank_score):.3f}" in own
+        assert f"Place {entry.place} by rank score: S = −{abs(entry.rank_score):.3f}" in own
         for name in study.metric_names:
             assert name in own
     assert sum(bool(note_of(study, trial.number)) for trial in study.trials) == 3
@@ -116,7 +118,9 @@ def test_a_study_with_trainings():
         (t.value for t in study.trials if t.state == TrialState.COMPLETE and "aznas:scores" in t.user_attrs),
         reverse=True,
     )
-    place = values.index(board[0].values[0]) + 1
+    place = values.index(board[0].values["value"]) + 1
+    assert f"**take trial {study.best_trial.number}" in note_of(study)
+    assert "Pareto" not in note_of(study)
     assert f"place {place} of {len(values)} trained trials" in note_of(study, board[0].number)
     assert r"\<i\>own\<\/i\>" in note_of(study)
 
@@ -148,15 +152,20 @@ def test_what_stands_out():
         study.add_trial(
             create_trial(
                 values=[float(v) for v in values],
-                params={"op": "ab"[i % 2]},
-                distributions={"op": optuna.distributions.CategoricalDistribution(("a", "b"))},
+                params={"op": "ab"[i % 2], "x": i // 2},
+                distributions={
+                    "op": optuna.distributions.CategoricalDistribution(("a", "b")),
+                    "x": optuna.distributions.IntDistribution(0, 9),
+                },
             )
         )
     publish(study)
     assert "It is the best of all under **b**." in note_of(study, 1)
+    assert "Its strong point is **a**: place 2 of 6." in note_of(study, 0)
+    assert "| a | 9 | 2 of 6 |" in note_of(study, 0)
     assert "op is b instead of a" in note_of(study, 1)
     assert "**b** is −∞" in note_of(study, 2)
-    assert "Its weak point is **b**: rank 1 of 6 makes up 100% of what S falls short of 0." in note_of(study, 2)
+    assert "Its weak point is **b**: place 6 of 6 makes up 100% of what S falls short of 0." in note_of(study, 2)
 
 
 def test_empty_and_running_studies():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 
@@ -131,13 +132,25 @@ def test_as_data():
 def test_as_a_table():
     diagnosis = look(conv(16, 3), conv(3, 16))
     lines = str(diagnosis).splitlines()
-    assert lines[0].split() == ["block", "shape", "entropy", "step", "sigma", "trainability", "MACs", "share"]
+    assert lines[0].startswith("Sequential, block by block. step: change of entropy")
+    assert "sigma: largest singular value" in lines[0]
+    assert lines[2].split() == ["block", "shape", "entropy", "step", "sigma", "trainability", "MACs", "share"]
     row = next(i for i, line in enumerate(lines) if line.startswith("2 "))
     assert "3x16x16" in lines[row]
     assert lines[row + 1] == f"    ! {diagnosis.blocks[2].findings[0]}"
     assert any(line.startswith("scores: expressivity") for line in lines)
     assert lines[-len(diagnosis.findings) :] == [f"- {finding}" for finding in diagnosis.findings]
-    assert max(map(len, lines)) <= 160
+    assert max(map(len, lines)) <= 180
+    assert "nan" not in str(diagnosis)
+    assert diagnosis.model_name == "Sequential"
+
+
+def test_in_a_notebook():
+    diagnosis = look(conv(16, 3), conv(3, 16))
+    text = diagnosis._repr_html_()
+    assert text.count("<tr>") == 1 + len(diagnosis.blocks)
+    assert html.escape(diagnosis.blocks[2].findings[0]) in text
+    assert diagnosis.scores._repr_html_().count("<th ") == len(diagnosis.scores)
 
 
 def test_the_scores_are_those_of_the_evaluator():

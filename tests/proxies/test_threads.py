@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,10 @@ def evaluator(**arguments):
 
 
 class Drawing:
-    """A thread that draws from torch's global generator all the time."""
+    """A thread that draws from a global generator all the time, by default torch's."""
+
+    def __init__(self, draw=lambda: torch.rand(()).item()):
+        self._draw = draw
 
     def __enter__(self):
         self.drawn, self._stop = [], threading.Event()
@@ -69,7 +74,7 @@ class Drawing:
 
     def _run(self):
         while not self._stop.is_set():
-            self.drawn.append(torch.rand(()).item())
+            self.drawn.append(self._draw())
             self._stop.wait(0.0005)
 
     def __exit__(self, *_):
@@ -88,6 +93,39 @@ def test_threads_do_not_share_draws():
     assert n > 20
     torch.manual_seed(0)  # what the other thread drew is one stream, without gaps, repetitions or rewinding
     assert other.drawn == [torch.rand(()).item() for _ in other.drawn]
+
+
+class DrawsByNumpyAndPython(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x * (1 + np.random.rand()) + np.random.sample() + random.gauss(0.0, 1.0))
+
+
+def test_threads_do_not_share_draws_by_numpy_and_python():
+    """Nor are another thread's draws repeated: it may load data."""
+    layers = [layer for n in (3, 6, 6, 6) for layer in (nn.Conv2d(n, 6, 3, padding=1), nn.ReLU())]
+    model = DrawsByNumpyAndPython(*layers, nn.Flatten(), nn.Linear(384, 3))
+    functions = np.random.rand, random.random
+    alone = evaluator()(model)
+    np.random.seed(0)
+    random.seed(0)
+    with Drawing(lambda: (np.random.rand(), random.random())) as other:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: evaluator()(model), range(20)))
+        n = len(other.drawn)
+    assert set(map(tuple, found)) == {tuple(alone)}
+    assert n > 20
+    np.random.seed(0)
+    random.seed(0)
+    assert other.drawn == [(np.random.rand(), random.random()) for _ in other.drawn]
+    assert (np.random.rand, random.random) == functions
+
+
+@pytest.mark.parametrize("module", [random, np.random], ids=str)
+def test_every_global_function_draws_from_a_generator_of_its_own(module):
+    """A function that a new version of Python or numpy adds is found too."""
+    assert set(draws._GLOBAL[module]) >= {
+        name for name in module.__all__ if getattr(getattr(module, name), "__self__", None) is module.seed.__self__
+    }
 
 
 def test_alone_torchs_own_generator_is_seeded_and_put_back():

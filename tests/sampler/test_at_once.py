@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+
 import optuna
 import pytest
+import sqlalchemy.event
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import optuna_aznas as az
+from optuna_aznas.sampler.view import StudyView
 
 OPERATIONS = tuple("abcdefghi")
 
@@ -68,6 +72,39 @@ def test_a_first_trial_is_claimed_before_it_is_taken():
     assert claimed[0] != {"x": repr(value)}
 
 
+def test_a_trial_is_read_while_it_records(tmp_path):
+    """A database reads a trial in several statements. Between two of them the other worker suggests and records."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(directions=["maximize"] * 2, storage=url, sampler=az.AZNASSampler(seed=0))
+    rival = optuna.load_study(study_name=study.study_name, storage=url).ask()
+    trial = study.ask()
+    storage = study._storage._backend
+    claimed = []
+
+    class Race(type(storage)):
+        def set_trial_system_attr(self, trial_id, key, value):
+            if not claimed:
+                claimed.append(value)
+                super().set_trial_system_attr(rival._trial_id, key, value)
+            super().set_trial_system_attr(trial_id, key, value)
+
+    storage.__class__ = Race
+    recorded = []
+
+    @sqlalchemy.event.listens_for(storage.engine, "before_cursor_execute")
+    def between_parameters_and_attributes(connection, cursor, statement, parameters, *_):
+        if claimed and not recorded and "FROM trial_user_attributes" in statement and rival._trial_id in parameters:
+            recorded.append(claimed[0]["x"])
+            value = ast.literal_eval(claimed[0]["x"])
+            rival.study.sampler = optuna.samplers.PartialFixedSampler({"x": value}, optuna.samplers.RandomSampler())
+            rival.suggest_categorical("x", OPERATIONS[:3])
+            az.record(rival, {"a": 1.0})
+
+    value = trial.suggest_categorical("x", OPERATIONS[:3])
+    assert recorded
+    assert value != rival.params["x"]
+
+
 def test_a_claim_ends_with_the_values_that_were_suggested():
     """A claim of a draw that was given up does not keep others from it."""
     study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
@@ -76,3 +113,95 @@ def test_a_claim_ends_with_the_values_that_were_suggested():
     assert study.ask().suggest_categorical("x", OPERATIONS[:3]) in OPERATIONS[:3]  # all are taken: one of them again
     for trial in study.trials[:3]:
         assert trial.system_attrs["aznas:proposal"] == {"x": repr(trial.params["x"])}
+
+
+class Rival:
+    """A trial of another worker that claims the first architecture that a trial of ``study`` claims, at that moment.
+
+    Args:
+        study: The study.
+        gives_way: Whether it claims something else as soon as it is read once more.
+        is_older: Whether its number is lower than that of the next trial of ``study``.
+    """
+
+    def __init__(self, study, gives_way, is_older):
+        self.claim = None
+        self.n_claims = 0
+        reader = optuna.load_study(
+            study_name=study.study_name, storage=study._storage, sampler=optuna.samplers.RandomSampler()
+        )
+        own = None if is_older else study.ask()
+        trial = reader.ask()
+        self.own = study.ask() if own is None else own
+        rival = self
+
+        class Race(type(study._storage)):
+            def set_trial_system_attr(self, trial_id, key, value):
+                if trial_id == rival.own._trial_id:
+                    rival.n_claims += 1
+                    if rival.claim is None:
+                        rival.claim = value
+                        super().set_trial_system_attr(trial._trial_id, key, value)
+                super().set_trial_system_attr(trial_id, key, value)
+
+            def get_trial(self, trial_id):
+                read = super().get_trial(trial_id)
+                if gives_way and trial_id == trial._trial_id and rival.claim is not None:
+                    super().set_trial_system_attr(trial._trial_id, "aznas:proposal", {"x": "'elsewhere'"})
+                return read
+
+        study._storage.__class__ = Race
+
+
+@pytest.mark.parametrize(
+    ("gives_way", "is_older", "takes_it"), [(True, False, True), (False, False, False), (True, True, False)]
+)
+def test_of_two_claims_at_once_that_of_the_lower_number_stands(gives_way, is_older, takes_it):
+    """It is taken if the other trial gives way. If it does not, it had taken it before it could see our claim."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
+    rival = Rival(study, gives_way, is_older)
+    value = rival.own.suggest_categorical("x", OPERATIONS)
+    assert (rival.claim == {"x": repr(value)}) == takes_it
+    assert (rival.n_claims == 1) == takes_it
+
+
+def test_claims_go_on_until_one_stands():
+    """However often other workers are faster, no architecture is taken that one of them has."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
+    others = [trial._trial_id for trial in [worker.ask() for worker in workers_of(study, 20)]]
+    taken = []
+
+    class Race(type(study._storage)):
+        def set_trial_system_attr(self, trial_id, key, value):
+            if len(taken) < len(others) and trial_id not in others:
+                super().set_trial_system_attr(others[len(taken)], key, value)
+                taken.append(value)
+            super().set_trial_system_attr(trial_id, key, value)
+
+    study._storage.__class__ = Race
+    value = study.ask().suggest_int("x", 0, 99)
+    assert len(taken) == 20
+    assert {"x": f"{value}.0"} not in taken
+
+
+def test_nine_workers_take_all_nine_architectures():
+    """Values are spread over the workers, so that enough of them are left for the parameters that come later."""
+    for seed in range(5):
+        study = optuna.create_study(directions=["maximize"] * 2)
+        trials = [worker.ask() for worker in workers_of(study, 9, seed)]
+        xs = [trial.suggest_categorical("x", OPERATIONS[:3]) for trial in trials]
+        ys = [trial.suggest_categorical("y", OPERATIONS[:3]) for trial in trials]
+        assert len(set(zip(xs, ys, strict=True))) == 9
+
+
+def test_a_network_that_asks_for_less_is_recognised_while_it_runs():
+    """The candidate has a parameter that the running trial's network, which is otherwise the same, never asked for."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=az.AZNASSampler(seed=0))
+    running = study.ask()
+    running.suggest_categorical("depth", [1])
+    az.record(running, {"a": 1.0})
+    view = StudyView(study, None)
+    trial = study.ask()
+    view.update(study.trials[trial.number])
+    assert view.is_duplicate({"depth": 1, "width": 5})
+    assert not view.is_duplicate({"depth": 2, "width": 5})

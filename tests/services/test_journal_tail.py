@@ -14,8 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import optuna_aznas as az
-from optuna_aznas import storage as storages
-from optuna_aznas.storage import repair_journal
+from optuna_aznas.storage import journals, repair_journal
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_torn_at_every_byte_while_another_worker_appends(journal, tmp_path):
         [sys.executable, "-W", "ignore", "-c", WORKER, str(path), str(n)], stdout=subprocess.PIPE, text=True
     )
     assert worker.stdout.readline() == "ready\n"
-    lock = storages.JournalFileSymlinkLock(str(path))
+    lock = journals.JournalFileSymlinkLock(str(path))
     for end in range(1, len(record)):
         lock.acquire()  # whoever tears a line holds the lock
         with path.open("ab") as file:
@@ -129,7 +128,7 @@ def test_a_record_appended_to_a_torn_line_is_kept(journal, tmp_path):
 
 @pytest.mark.parametrize("block", [1, 7, 64, 10**6])
 def test_the_last_line_is_found_in_blocks(journal, tmp_path, monkeypatch, block):
-    monkeypatch.setattr(storages, "_BLOCK", block)
+    monkeypatch.setattr(journals, "_BLOCK", block)
     path = tmp_path / "nas.log"
     for end in (last(journal), len(journal) - 3, len(journal)):
         path.write_bytes(journal[:end])
@@ -167,7 +166,7 @@ def test_a_journal_that_may_not_be_written_is_read(journal, tmp_path, monkeypatc
     def refused(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(storages.JournalFileSymlinkLock, "acquire", refused)
+    monkeypatch.setattr(journals.JournalFileSymlinkLock, "acquire", refused)
     assert not repair_journal(path)
     assert states(path) == TORN
 

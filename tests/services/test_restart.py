@@ -1,10 +1,11 @@
-"""A database that goes away for a while: workers wait for it and go on; a call whose reply was lost counts once."""
+"""A server that goes away for a while: workers wait for it and go on; a call whose reply was lost counts once."""
 
 from __future__ import annotations
 
 import copy
 import glob
 import inspect
+import json
 import logging
 import os
 import pickle
@@ -13,6 +14,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,9 +28,15 @@ from optuna.storages import _cached_storage
 from optuna.trial import TrialState
 
 import optuna_aznas as az
-from optuna_aznas import storage as storages
 from optuna_aznas._optuna import UpdateFinishedTrialError
+from optuna_aznas.storage import databases, journals, retries
 from tests.services import workers
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Cluster:
@@ -36,9 +44,7 @@ class Cluster:
 
     def __init__(self, programs, folder):
         self._programs, self._folder = programs, folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._run("initdb", "-A trust -U postgres --no-sync")
 
     def _run(self, program, arguments):
@@ -90,7 +96,7 @@ def test_four_workers_survive_restarts_of_postgresql(cluster):
         cluster.start()
     ended = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, ended
-    said = [len(re.findall("the database does not answer; trying again for up to 60 s", errors)) for errors in ended]
+    said = [len(re.findall("the storage does not answer; trying again for up to 60 s", errors)) for errors in ended]
     assert max(said) <= len(modes)  # at most one line for each restart
     assert sum(said) >= 4  # and most workers noticed both
     trials = study.trials
@@ -102,6 +108,83 @@ def test_four_workers_survive_restarts_of_postgresql(cluster):
     assert all(trial.state == TrialState.RUNNING and not trial.params for trial in others)
     for trial in complete:
         assert trial.user_attrs["aznas:scores"].keys() == workers.scores_of(trial.params).keys()
+
+
+def survive(url, start_server, stop_server):
+    """Two workers; the server stops for a second when 20 trials are complete. Return their standard errors."""
+    study = optuna.create_study(study_name="s", storage=az.open_storage(url), direction="maximize")
+    processes = [workers.start("az", url, "s", seed, 60) for seed in range(2)]
+    while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 20:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    stop_server()
+    time.sleep(1)
+    start_server()
+    ended = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 2, ended
+    assert all(errors.count("the storage does not answer; trying again for up to 60 s") == 1 for errors in ended), ended
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.COMPLETE) >= 60
+    return states
+
+
+@pytest.fixture
+def server():
+    """A server process that may be stopped as by a crash, and started again."""
+    running = []
+
+    def start(command, port):
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        while True:
+            assert running[-1].poll() is None
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+
+    def stop():
+        process = running.pop()
+        process.kill()
+        process.wait()
+
+    yield start, stop
+    while running:
+        stop()
+
+
+@pytest.mark.crash
+@pytest.mark.redis
+def test_workers_survive_a_restart_of_redis(server, missing, tmp_path):
+    pytest.importorskip("redis", reason="the package redis is not installed (extra 'services')")
+    if shutil.which("redis-server") is None:
+        missing("the program redis-server is not installed")
+    start, stop = server
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
+    command += ["--appendonly", "yes", "--appendfsync", "always"]
+    start(command, port)
+    states = survive(f"redis://127.0.0.1:{port}", lambda: start(command, port), stop)
+    assert set(states) == {TrialState.COMPLETE}  # a record whose reply was lost is there once
+
+
+PROXY = """
+import sys
+import optuna, optuna_aznas
+optuna.storages.run_grpc_proxy_server(optuna_aznas.open_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.skipif(not hasattr(optuna.storages, "GrpcStorageProxy"), reason="this Optuna has no gRPC proxy")
+def test_workers_survive_a_restart_of_the_grpc_proxy(server, tmp_path):
+    pytest.importorskip("grpc", reason="the package grpcio is not installed (extra 'services')")
+    start, stop = server
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-c", PROXY, f"sqlite:///{tmp_path}/nas.db", str(port)]
+    start(command, port)
+    states = survive(f"grpc://127.0.0.1:{port}", lambda: start(command, port), stop)
+    assert set(states) <= {TrialState.COMPLETE, TrialState.RUNNING}  # what a lost reply may leave
 
 
 # --- Single calls, on SQLite, with errors as a driver raises them -----------------------------------------------------
@@ -120,7 +203,7 @@ def lost():
 
 @pytest.fixture
 def database(tmp_path, monkeypatch):
-    monkeypatch.setattr(storages, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.001)
     return az.open_storage(f"sqlite:///{tmp_path}/nas.db", patience=5.0)
 
 
@@ -144,7 +227,7 @@ def test_every_call_of_the_cache_is_tried_again():
     """Optuna reaches the database through its cache, which calls private names too: each of them is covered."""
     used = set(re.findall(r"self\._backend\.(\w+)\(", inspect.getsource(_cached_storage)))
     without = {"get_heartbeat_interval", "get_failed_trial_callback", "get_heartbeat_stale_trial_callback"}
-    assert used - without <= set(vars(storages._Database))
+    assert used - without <= {*vars(databases.Database), *vars(retries.RetryingStorage)}
 
 
 @pytest.mark.parametrize("name", ["_create_new_trial", "_get_trials", "set_trial_user_attr", "set_trial_state_values"])
@@ -160,7 +243,7 @@ def test_calls_that_fail_are_tried_again(database, monkeypatch, caplog, name):
         study.optimize(objective, n_trials=2)
     assert len(calls) > 3
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
-    lines = [record.getMessage() for record in caplog.records if record.name == "optuna_aznas.storage"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "optuna_aznas.storage.retries"]
     assert 1 <= len(lines) <= 3  # one an outage; on a busy machine a heartbeat that succeeds ends one
     assert all("trying again for up to 5 s" in line for line in lines)
     assert not any("hunter22" in line for line in lines)
@@ -246,3 +329,100 @@ def test_an_enqueued_trial_that_is_finished_already_is_not_taken(tmp_path, kind)
     study.add_trial(optuna.trial.create_trial(value=1.0))
     assert storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.RUNNING) is False
     assert study.trials[0].state == TrialState.COMPLETE
+
+
+# --- Redis and the gRPC proxy, with errors as their clients raise them ------------------------------------------------
+
+
+class FakeRedis:
+    """What a journal needs of Redis, in memory; ``lose`` says how often a call fails, after it has done its work."""
+
+    def __init__(self, url):
+        self.records, self.snapshot, self.lose = [], None, 0
+
+    def _reply(self, value=None):
+        import redis
+
+        if self.lose:
+            self.lose -= 1
+            raise redis.exceptions.ConnectionError(f"no connection to redis://:hunter22@{'h' * 3}")
+        return value
+
+    def append_logs(self, logs):
+        self.records += [json.dumps(log) for log in logs]
+        self._reply()
+
+    def read_logs(self, log_number_from):
+        yield from self._reply([json.loads(record) for record in self.records[log_number_from:]])
+
+    def save_snapshot(self, snapshot):
+        self.snapshot = snapshot
+        self._reply()
+
+    def load_snapshot(self):
+        return self._reply(self.snapshot)
+
+
+@pytest.fixture
+def redis_journal(monkeypatch):
+    """A journal in a Redis that is faked."""
+    pytest.importorskip("redis", reason="the package redis is not installed (extra 'services')")
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.001)
+    for name in ("__init__", "_reply", "append_logs", "read_logs", "save_snapshot", "load_snapshot"):
+        monkeypatch.setattr(optuna.storages.journal.JournalRedisBackend, name, vars(FakeRedis)[name], raising=False)
+    monkeypatch.setattr(journals._RedisBackend, "_leave_retries_to_us", lambda self: None)
+    return lambda patience: journals.open_redis_journal("redis://:hunter22@host", patience)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_a_record_whose_reply_was_lost_is_appended_once(redis_journal, caplog, lost):
+    storage = redis_journal(5.0)
+    study = optuna.create_study(storage=storage)
+    backend = storage._backend
+
+    def losing(operation):
+        before, backend.lose = len(backend.records), lost
+        with caplog.at_level(logging.WARNING, logger="optuna_aznas"):
+            done = operation()
+        assert backend.lose == 0
+        assert len(backend.records) == before + 1
+        return done
+
+    trial = losing(study.ask)
+    losing(lambda: trial.suggest_float("x", 0, 1))
+    losing(lambda: trial.set_user_attr("a", 1))
+    losing(lambda: trial.set_user_attr("a", 1))  # an equal record is appended again where it is meant
+    losing(lambda: study.tell(trial, 1.0))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+    lines = [record.getMessage() for record in caplog.records if record.name == "optuna_aznas.storage.retries"]
+    assert len(lines) == 5
+    assert not any("hunter22" in line for line in lines)
+
+
+def test_patience_with_redis_ends(redis_journal):
+    import redis
+
+    study = optuna.create_study(storage=redis_journal(0.05))
+    study._storage._backend.lose = 10**6
+    with pytest.raises(redis.exceptions.ConnectionError):
+        study.set_user_attr("a", 1)
+    assert study._storage._backend.lose < 10**6 - 1
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once(monkeypatch):
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: pytest.fail("waited"))
+    redis = pytest.importorskip("redis", reason="the package redis is not installed (extra 'services')")
+    with pytest.raises(redis.exceptions.ConnectionError):
+        az.open_storage(f"redis://127.0.0.1:{free_port()}")
+    grpc = pytest.importorskip("grpc", reason="the package grpcio is not installed (extra 'services')")
+    if hasattr(optuna.storages, "GrpcStorageProxy"):
+        storage = az.open_storage(f"grpc://127.0.0.1:{free_port()}")
+        with pytest.raises(grpc.RpcError):
+            storage.get_all_studies()
+
+
+@pytest.mark.redis
+def test_the_client_of_redis_does_not_repeat_commands_by_itself(redis_url):
+    """It would append a record twice."""
+    for storage in (az.open_storage(redis_url), copy.deepcopy(az.open_storage(redis_url))):
+        assert storage._backend._redis.get_retry().get_retries() == 0

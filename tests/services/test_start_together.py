@@ -102,6 +102,21 @@ def test_enqueued_trials_are_taken_once(url, tmp_path):
     assert [trial.params["x"] for trial in trials] == list(range(40))
 
 
+@pytest.mark.crash
+@pytest.mark.parametrize("url", STORAGES, indirect=True)
+def test_no_architecture_is_scored_twice(url, tmp_path):
+    """Five rounds of six workers with one seed, which together score most of a small space."""
+    rounds = [f"round-{number}" for number in range(5)]
+    folder, sides, n_trials = tmp_path / "barrier", (3, 3, 3), 4
+    task = ["crowd", url, rounds, str(folder), WORKERS, sides, n_trials]
+    check_all_ended_well(together.start(folder, [task] * WORKERS))
+    for name in rounds:
+        trials = all_trials(url, name)
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * WORKERS * n_trials
+        scored = [tuple(trial.params[f"p{i}"] for i in range(len(sides))) for trial in trials]
+        assert len(set(scored)) == len(scored), name
+
+
 # The steps of a start, one after the other, in the order in which they go wrong.
 
 SETTINGS = {"proxies": ("a", "b"), "budget": None, "evaluator_seed": 0}

@@ -6,6 +6,7 @@ Each imports what it needs, says that it is ready, and begins when the file ``go
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,29 @@ def create(url):
 def take(url, trials):
     """Run trials of a study that has enqueued ones."""
     _open(url, "enqueued").optimize(_score, n_trials=trials)
+
+
+def crowd(url, rounds, folder, n_workers, sides, n_trials):
+    """Score architectures of a small space, each worker with the same seed; the workers begin each round together."""
+    import optuna
+
+    import optuna_aznas as az
+    from optuna_aznas.cli._storage import open_storage
+
+    def objective(trial):
+        params = [trial.suggest_int(f"p{i}", 1, side) for i, side in enumerate(sides)]
+        az.record(trial, {"a": float(sum(params)), "b": float(params[0] - params[-1])})
+        return trial.suggest_float("lr", 0.0, 1.0)
+
+    for name in rounds:
+        Path(folder, f"{name}-{os.getpid()}").touch()
+        while len(list(Path(folder).glob(f"{name}-*"))) < n_workers:
+            time.sleep(0.001)
+        study = optuna.create_study(
+            study_name=name, storage=open_storage(url, must_exist=False), direction="maximize", load_if_exists=True,
+            sampler=az.AZNASSampler(seed=0),
+        )  # fmt: skip
+        study.optimize(objective, n_trials=n_trials)
 
 
 def _open(url, name):
@@ -82,7 +106,7 @@ def main(folder, number, task):
     Path(folder, f"ready-{number}").touch()
     while not Path(folder, "go").exists():
         time.sleep(0.001)
-    return {"create": create, "take": take, "search": search}[name](*arguments)
+    return {"create": create, "take": take, "crowd": crowd, "search": search}[name](*arguments)
 
 
 if __name__ == "__main__":

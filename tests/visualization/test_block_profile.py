@@ -9,7 +9,10 @@ from torch import nn
 
 import optuna_aznas as az
 from optuna_aznas.proxies import BlockScores
+from optuna_aznas.proxies.aznas import block_trainability
+from optuna_aznas.proxies.diagnosis import _gradient_finding
 from optuna_aznas.visualization import plot_block_profile
+from optuna_aznas.visualization._plotly import RED
 
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
 
@@ -72,10 +75,29 @@ def test_a_dead_block_is_marked():
         BlockScores("same", (8, 8, 8), 1.5, math.nan, 1.0, -math.inf, 0.0, math.nan, math.nan),
     ]
     scores = az.ProxyScores([1.0], names=["expressivity"], blocks=blocks)
-    (mark,) = [t for t in plot_block_profile(scores).data if t.type == "scatter" and t.marker.symbol == "x"]
-    assert list(mark.x) == [1]
-    assert "dead" in mark.hovertext[0]
+    marks = [t for t in plot_block_profile(scores).data if t.type == "scatter" and t.marker.symbol == "x"]
+    assert [list(mark.x) for mark in marks] == [[1], [1]]  # no entropy, and no gradient
+    assert "dead" in marks[0].hovertext[0]
     assert "−∞" in panels(plot_block_profile(scores))[0].hovertext[2]
+
+
+@pytest.mark.parametrize(("sigma", "marked"), [(0.49, True), (0.51, False), (1.99, False), (2.01, True)])
+def test_a_spectral_norm_is_marked_where_diagnose_finds_it(sigma, marked):
+    block = BlockScores("b", (8, 8, 8), 1.5, 0.1, sigma, block_trainability(sigma), 100.0, math.nan, math.nan)
+    found = _gradient_finding(block) is not None
+    figure = plot_block_profile(az.ProxyScores([1.0], names=["a"], blocks=[block]))
+    marks = [t for t in figure.data if t.marker.color == RED]
+    assert bool(marks) == found == marked
+    if marked:
+        assert list(marks[0].y) == [sigma]
+
+
+def test_every_panel_has_the_names_and_the_title_the_model(model, evaluator):
+    figure = plot_block_profile(az.diagnose(model, evaluator))
+    assert type(model).__name__ in figure.layout.title.text
+    names = [block.name for block in evaluator(model).blocks]
+    for panel in panels(figure):
+        assert all(name in text for name, text in zip(names, panel.hovertext, strict=True))
 
 
 def test_bad_input(model, evaluator):

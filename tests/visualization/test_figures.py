@@ -169,15 +169,24 @@ def test_trained_value_against_rank(trained):
     tau = stats.kendalltau(*np.array(list(kept.values())).T).statistic
     assert f"Kendall's τ {tau:.2f}" in figure.layout.title.text
     assert "1 values not finite, left out" in figure.layout.title.text
-    best = trace(figure, "best value")
-    assert best.y[0] == max(value for _, value in kept.values())
+    number = max(kept, key=lambda number: kept[number][1])
+    best = trace(figure, f"trial {number}: best value")
+    assert best.y[0] == kept[number][1]
 
 
 def test_which_way_a_trained_value_is_better():
     study = studies.trained(direction="minimize", n=20)
-    best = trace(visualization.plot_rank_against_value(study), "best value")
-    values = [t.value for t in study.trials if t.state == TrialState.COMPLETE and "aznas:scores" in t.user_attrs]
-    assert best.y[0] == min(values)
+    shown = [t for t in study.trials if t.state == TrialState.COMPLETE and "aznas:scores" in t.user_attrs]
+    lowest = min(shown, key=lambda t: t.value)
+    best = trace(visualization.plot_rank_against_value(study), f"trial {lowest.number}: best value")
+    assert best.y[0] == lowest.value
+
+
+def test_the_history_marks_the_trial_to_take(search):
+    best = az.best_trials(search, 1)[0]
+    star = trace(visualization.plot_rank_history(search), f"trial {best.number}: highest S")
+    assert list(star.x) == [best.number]
+    assert star.y[0] == pytest.approx(az.rank_scores(search)[best.number], rel=1e-6)
 
 
 def test_a_target_as_in_optuna(search):

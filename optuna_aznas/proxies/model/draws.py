@@ -7,13 +7,15 @@ functions of torch that the model calls draw from a generator of our own. The sc
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -63,6 +65,52 @@ def seeded_draws(seed: int, device: torch.device, *, shared: bool = False) -> It
             yield
         finally:
             _own = before
+
+
+@contextmanager
+def seeded_numpy_and_python_draws(seed: int) -> Iterator[None]:
+    """Run the body with a seed for what a model draws by numpy's and Python's global generators.
+
+    Their states are as before afterwards. What other threads draw meanwhile is neither seeded nor rewound.
+    """
+    if threading.active_count() == 1:
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        try:
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+        return
+    thread = threading.get_ident()
+    own = {np.random: np.random.RandomState(seed % 2**32), random: random.Random(seed)}
+    before = [(module, name, getattr(module, name)) for module, names in _GLOBAL.items() for name in names]
+    try:
+        for module, name, shared in before:
+            method = getattr(own[module], _GLOBAL[module][name])
+            setattr(module, name, _by_thread(thread, method, shared))
+        yield
+    finally:
+        for module, name, shared in before:
+            setattr(module, name, shared)
+
+
+#: Functions that draw from a global generator: module -> name -> method of a generator of one's own.
+_GLOBAL: dict[Any, dict[str, str]] = {
+    np.random: {name: name for name in np.random.__all__ if hasattr(np.random.RandomState, name)}
+    | {"ranf": "random_sample", "sample": "random_sample"},
+    random: {name: name for name in random.__all__ if hasattr(random.Random, name)},
+}
+
+
+def _by_thread(thread: int, own: Callable[..., Any], shared: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is ``own`` in one thread, and ``shared`` in the others."""
+
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        return (own if threading.get_ident() == thread else shared)(*args, **kwargs)
+
+    return draw
 
 
 def own_draws() -> AbstractContextManager[Any]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.model.draws import seeded_draws
+from optuna_aznas.proxies.model.draws import seeded_draws, seeded_numpy_and_python_draws
 from optuna_aznas.proxies.model.interrupts import HeldSignals, call_held_handlers
 
 #: Serialises evaluations: much of what is changed is global to the process.
@@ -107,14 +105,11 @@ def scoring_mode(
 
     The values of parameters and buffers need no care here: scoring runs on substitutes
     (:func:`~optuna_aznas.proxies.model.weights.substitute_state`). Changed are the mode of each module; the global
-    random states of numpy and Python, and torch's or generators in its place
-    (:func:`~optuna_aznas.proxies.model.draws.seeded_draws`), which all start from ``seed`` (dropout draws from them);
-    and the settings that change results: gradient mode, autocast and reduced precision of matrix products. What the
-    model's forward registers with its modules is removed again. Much of this is global to the process, so threads take
-    turns. Signals are held back wherever something is changed or restored (:class:`HeldSignals`).
-
-    What other threads draw meanwhile from the global generators of numpy and Python is drawn from the seeded ones, and
-    rewound: these cannot be told apart by thread. Give such threads a generator of their own.
+    random states of torch, numpy and Python, or generators in their place (:mod:`~optuna_aznas.proxies.model.draws`),
+    which all start from ``seed`` (dropout draws from them); and the settings that change results: gradient mode,
+    autocast and reduced precision of matrix products. What the model's forward registers with its modules is removed
+    again. Much of this is global to the process, so threads take turns. Signals are held back wherever something is
+    changed or restored (:class:`HeldSignals`).
 
     Args:
         modules: All modules of the model.
@@ -126,7 +121,6 @@ def scoring_mode(
     modules = list(modules)
     on_gpu = device.type == "cuda"
     with HeldSignals(), _turn(), ExitStack() as stack:
-        stack.enter_context(_numpy_and_python_random_states())
         stack.enter_context(_registered(modules))
         stack.enter_context(_modules_in_mode(modules, training))
         stack.enter_context(_attributes(_numeric_settings()))
@@ -135,6 +129,7 @@ def scoring_mode(
         stack.enter_context(_without_fused_attention())
         stack.enter_context(_without_garbage_collection())
         stack.enter_context(seeded_draws(seed, device, shared=shared_draws))
+        stack.enter_context(seeded_numpy_and_python_draws(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -143,8 +138,6 @@ def scoring_mode(
         stack.enter_context(torch.autograd.grad_mode.set_multithreading_enabled(False))
         stack.enter_context(_default_dtype(_precision_of(modules)))
         stack.enter_context(_without_compilation())
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
         yield
 
 
@@ -250,16 +243,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     finally:
         if default != dtype:
             torch.set_default_dtype(default)
-
-
-@contextmanager
-def _numpy_and_python_random_states() -> Iterator[None]:
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 @contextmanager
