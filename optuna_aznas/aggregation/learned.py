@@ -26,7 +26,8 @@ PRIOR_CORRELATION = 0.85  # rho by default
 # Log-normal priors: mean and standard deviation of the logarithm. The trained values have variance 1, and each group of
 # columns has variance 1. Where the mean is low, the evidence of the trained values has to outweigh it.
 _CONSTANT = (-1.0, 1.5)  # variance of the constant term
-_SLOPE = (-1.4, 1.0)  # variance of the slope on z: by how much rho may be wrong
+_SLOPE = (-4.0, 1.0)  # variance of the slope on z: by how much rho may be wrong
+_SLOPE_EXPLORING = (-1.4, 1.0)  # the same, if exploring
 _LINEAR_RANKS = (-4.0, 1.0)  # variance of the linear term in proxy ranks
 _LINEAR_RANKS_EXPLORING = (0.0, 1.0)  # the same, if exploring
 _LINEAR_PARAMETERS = (-4.5, 1.0)  # variance of the linear term in the architecture's parameters
@@ -346,7 +347,7 @@ def _architecture_terms(
     inputs = tuple(range(1, len(parts)))
     terms = [
         Term("constant", (), _CONSTANT),
-        Term("linear", (0,), _SLOPE),
+        Term("linear", (0,), _SLOPE_EXPLORING if exploring else _SLOPE),
         Term("linear", (1,), _LINEAR_RANKS_EXPLORING if exploring else _LINEAR_RANKS),
         Term("matern", inputs, _ARCHITECTURE),
     ]
