@@ -95,8 +95,7 @@ class Process:
             y: Their trained values less the prior mean, shape (k,).
             max_iterations: Bound on the iterations of L-BFGS-B; each costs O(k^3).
         """
-        inner = np.stack([x[:, group.columns] @ x[:, group.columns].T for group in self.groups])
-        squared = np.stack([cdist(x[:, g.columns], x[:, g.columns], "sqeuclidean") for g in self.groups])
+        inner, squared = self._by_group(x)
         low, high = self._mean - _REACH * self._deviation, self._mean + _REACH * self._deviation
 
         def loss(theta: _Floats) -> tuple[float, _Floats]:
@@ -117,9 +116,12 @@ class Process:
 
     def log_likelihood(self, theta: _Floats, x: _Floats, y: _Floats) -> tuple[float, _Floats]:
         """Return the log marginal likelihood of values, shape (k,), of networks (k, columns), and its gradient."""
-        inner = np.stack([x[:, group.columns] @ x[:, group.columns].T for group in self.groups])
-        squared = np.stack([cdist(x[:, g.columns], x[:, g.columns], "sqeuclidean") for g in self.groups])
-        return self._log_likelihood(theta, inner, squared, y)
+        return self._log_likelihood(theta, *self._by_group(x), y)
+
+    def _by_group(self, x: _Floats) -> tuple[_Floats, _Floats]:
+        """Return inner products and squared distances of networks, shape (k, columns): (groups, k, k) each."""
+        parts = [x[:, group.columns] for group in self.groups]
+        return np.stack([part @ part.T for part in parts]), np.stack([cdist(p, p, "sqeuclidean") for p in parts])
 
     def _log_likelihood(self, theta: _Floats, inner: _Floats, squared: _Floats, y: _Floats) -> tuple[float, _Floats]:
         """The same, from inner products and squared distances of each group, both of shape (groups, k, k)."""
@@ -132,9 +134,8 @@ class Process:
             groups = list(term.groups)
             if term.kind == "matern":
                 d2 = np.tensordot(precisions[groups], squared[groups], 1)
-                decay = np.exp(-np.sqrt(5.0 * d2))
-                parts.append(variance * (1.0 + np.sqrt(5.0 * d2) + 5.0 / 3.0 * d2) * decay)
-                slopes.append(-5.0 / 6.0 * variance * (1.0 + np.sqrt(5.0 * d2)) * decay)
+                parts.append(variance * matern(d2))
+                slopes.append(variance * matern_slope(d2))
             else:
                 parts.append(variance * (inner[groups].sum(axis=0) if groups else np.ones((n, n))))
                 slopes.append(np.zeros(0))
@@ -193,8 +194,7 @@ class Process:
         for variance, term in zip(variances, self.terms, strict=True):
             columns, scale = self._scaled_columns(term, precisions)
             if term.kind == "matern":
-                d = np.sqrt(5.0) * cdist(x[:, columns] * scale, other[:, columns] * scale)
-                total += variance * (1.0 + d + d * d / 3.0) * np.exp(-d)
+                total += variance * matern(cdist(x[:, columns] * scale, other[:, columns] * scale, "sqeuclidean"))
             elif term.kind == "linear":
                 total += variance * (x[:, columns] @ other[:, columns].T)
             else:
@@ -225,6 +225,12 @@ def matern(squared_distance: _Floats) -> _Floats:
     """Return the Matern-5/2 kernel of variance 1 by squared distances in units of the length scale."""
     d = np.sqrt(5.0 * squared_distance)
     return (1.0 + d + d * d / 3.0) * np.exp(-d)
+
+
+def matern_slope(squared_distance: _Floats) -> _Floats:
+    """Return the derivative of :func:`matern` by the squared distance."""
+    d = np.sqrt(5.0 * squared_distance)
+    return -5.0 / 6.0 * (1.0 + d) * np.exp(-d)
 
 
 def interpolate(x: _Floats, y: _Floats, at: _Floats, length: float, noise: float) -> _Floats:
