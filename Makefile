@@ -8,7 +8,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # Tests that need more than the package and its test requirements, by their pytest marks.
 MARKED := postgres or redis or browser or crash
 
-.PHONY: env demo test test-services test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed bench-learned bench-trainings clean
+.PHONY: env demo test test-services test-all lint format docs bench bench-ranking bench-search bench-overhead bench-digits bench-speed bench-learned bench-limits bench-pruning bench-throughput bench-trainings clean
 
 env: $(VENV)/.installed
 
@@ -48,7 +48,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: bench-ranking bench-speed bench-search bench-overhead bench-digits bench-learned bench-trainings
+bench: bench-ranking bench-speed bench-throughput bench-search bench-overhead bench-digits bench-limits bench-pruning bench-learned bench-trainings
 
 bench-ranking: env
 	$(BIN)/python -m benchmarks.gauntlet --workers 2
@@ -69,8 +69,17 @@ bench-learned: env
 bench-trainings: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trainings
 
+bench-limits: env
+	$(BIN)/python -m benchmarks.limits --table docs/tables/limits.rst
+
+bench-pruning: env
+	$(BIN)/python -m benchmarks.pruning
+
+bench-throughput: env
+	$(BIN)/python -m benchmarks.throughput
+
 bench-speed: env
 	$(BIN)/python -m benchmarks.speed
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/auto_tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,8 @@
 
     python examples/architecture_and_hyperparameters.py
 
-Each trial's network is scored untrained. Three of four are pruned before they are trained. The others are trained with
-a learning rate from TPE, and Hyperband stops those that fall behind.
+Each trial's network is scored untrained. Three of four are pruned before they are trained. Hyperband stops the training
+of those that fall behind.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
 
     study = optuna.create_study(
         direction="maximize",
-        sampler=az.AZNASSampler(hyperparameter_sampler=optuna.samplers.TPESampler(seed=0), seed=0),
+        sampler=az.AZNASSampler(seed=0),
         pruner=az.AZNASPruner(keep_fraction=0.25, training_pruner=optuna.pruners.HyperbandPruner(1, EPOCHS)),
     )
     study.optimize(objective, n_trials=arguments.trials, show_progress_bar=True)

@@ -1,5 +1,6 @@
 from optuna_aznas import aggregation as aggregation
 from optuna_aznas import dashboard as dashboard
+from optuna_aznas import measure as measure
 from optuna_aznas import proxies as proxies
 from optuna_aznas import pruner as pruner
 from optuna_aznas import sampler as sampler
@@ -7,6 +8,8 @@ from optuna_aznas import spaces as spaces
 from optuna_aznas import study as study
 from optuna_aznas import visualization as visualization
 from optuna_aznas.aggregation import aggregate as aggregate
+from optuna_aznas.limits import Limit as Limit
+from optuna_aznas.limits import Limits as Limits
 from optuna_aznas.proxies import ProxyEvaluationError as ProxyEvaluationError
 from optuna_aznas.proxies import ProxyEvaluator as ProxyEvaluator
 from optuna_aznas.proxies import ProxyScores as ProxyScores
@@ -24,5 +27,7 @@ from optuna_aznas.study import leaderboard as leaderboard
 from optuna_aznas.study import proxy_importance as proxy_importance
 from optuna_aznas.study import rank_scores as rank_scores
 from optuna_aznas.study import record as record
+from optuna_aznas.study import record_numbers as record_numbers
+from optuna_aznas.study import stop_when_flat as stop_when_flat
 
 __version__: str

@@ -66,6 +66,11 @@ def set_trial_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
+def set_trial_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Write a user attribute of an unfinished trial; ``value`` is plain JSON."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
 def redis_client(backend: Any) -> Any:
     """Return the client of a ``JournalRedisBackend``."""
     return backend._redis

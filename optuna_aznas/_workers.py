@@ -93,26 +93,23 @@ def call_each(
     threads = ThreadPoolExecutor(n_workers, thread_name_prefix="optuna_aznas")
     pending: collections.deque[Future[Any]] = collections.deque()
 
-    def finished() -> Iterator[Future[Any]]:
-        """Yield the outcomes that are there and may be yielded."""
+    def outcomes(n_most: int) -> Iterator[Any]:
+        """Yield the outcomes that are there, and wait for one while more than this many calls are pending."""
         while pending:
-            ready = [pending[0]] if in_order else list(pending)
-            done = next((future for future in ready if future.done()), None)
+            first = [pending[0]] if in_order else list(pending)
+            if len(pending) > n_most:
+                wait(first, return_when=FIRST_COMPLETED)
+            done = next((future for future in first if future.done()), None)
             if done is None:
                 return
             pending.remove(done)
-            yield done
+            yield done.result()
 
     try:
         for argument in arguments:
             pending.append(_submitted(threads, crew, argument))
-            yield from (future.result() for future in finished())
-            while len(pending) >= n_ahead:
-                wait([pending[0]] if in_order else pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished())
-        while pending:
-            wait([pending[0]] if in_order else pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in finished())
+            yield from outcomes(n_ahead - 1)
+        yield from outcomes(0)
     finally:
         crew.stop()
         threads.shutdown(cancel_futures=True)
@@ -215,12 +212,10 @@ class _Worker:
             raise _EndedIdleError from error
         self._function = function
         try:
-            returned, links = self._receive()
+            reply = self._receive()
         except (EOFError, OSError, pickle.UnpicklingError):
             raise WorkerDiedError(f"its worker process died ({self.end()})") from None
-        for link, cause in itertools.pairwise(links):
-            link.__cause__ = cause
-        return links[0] if links else returned
+        return attempt(_outcome, reply)
 
     def kill(self) -> None:
         """Kill the process, without waiting for its end."""
@@ -304,7 +299,7 @@ def _serve() -> None:
     with contextlib.suppress(queue.Empty, BrokenPipeError):
         while True:
             pickled_function, argument = calls.get(timeout=_IDLE)
-            _send(replies, pickle.dumps(None))
+            _send(replies, b"")
             if pickled_function is not None:
                 function = _Unpickling(pickled_function)
             _send(replies, _reply(attempt(function, argument)))
@@ -334,16 +329,24 @@ def _read(requests: BinaryIO, calls: queue.Queue[tuple[bytes | None, bytes]]) ->
 
 
 def _send(replies: BinaryIO, reply: bytes) -> None:
-    replies.write(reply)
+    pickle.dump(reply, replies)
     replies.flush()
 
 
 def _reply(outcome: Any) -> bytes:
-    """Return the outcome of a call as the caller unpickles it: what was returned, and a chain of errors or nothing."""
+    """Return the outcome of a call pickled: what the function returned, and a chain of errors or nothing."""
     if isinstance(outcome, BaseException):
         return _pickled((None, _links(outcome)))
     reply = attempt(_pickled, (outcome, []))
     return reply if isinstance(reply, bytes) else _pickled((None, _links(reply)))
+
+
+def _outcome(reply: bytes) -> Any:
+    """Return the outcome of a call from a worker's reply; an error has its causes again."""
+    returned, links = pickle.loads(reply)
+    for error, cause in itertools.pairwise(links):
+        error.__cause__ = cause
+    return links[0] if links else returned
 
 
 def _links(error: BaseException) -> list[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import optuna
@@ -20,6 +21,14 @@ def quiet_optuna():
 def two_threads():
     # Runs beside each other (pytest-xdist) otherwise starve on a small machine.
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_raise():
+    """Ctrl-C raises, here and in processes that tests start, also where a shell started the tests with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_thirty_old_trials_are_scored_and_the_study_goes_on(study):
         widths = build(optuna.trial.FixedTrial(trial.params))
         assert dict(zip(history.names, row, strict=True)) == Evaluator()(widths)
         assert set(trial.user_attrs[ARCHITECTURE_KEY]) == set(trial.params) - {"lr"}
-    assert len(az.leaderboard(study, n=100)) == 30
+    assert len(az.best_trials(study, n=100)) == 30
     assert json.loads(json.dumps(study.user_attrs, allow_nan=False)) == study.user_attrs
     study.sampler = az.AZNASSampler(seed=0)
     with warnings.catch_warnings():

@@ -26,7 +26,7 @@ def entries(docstring, section):
     if f"{section}:\n" not in docstring:
         return []
     body = docstring.split(f"{section}:\n")[1].split("\n\n")[0]
-    return re.findall(r"^    (\w+):", body, re.MULTILINE)
+    return re.findall(r"^    \*{0,2}(\w+):", body, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,13 @@ def test_watch_in_dashboard(tmp_path):
     assert len(study.trials) == 26
     attrs = study._storage.get_study_system_attrs(study._study_id)
     assert "dashboard:plot_data:aznas-history:0" in attrs
+
+
+def test_limits(tmp_path):
+    printed = run(tmp_path, "limits.py", "--trials", "4", "--latency", "1000")
+    table = printed.splitlines()
+    assert "latency (ms)" in table[0]
+    assert "parameters" in table[0]
+    assert ", measured again: " in printed
+    exported = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    assert ("onnxruntime: " in printed) if exported else ("No export to ONNX: " in printed)

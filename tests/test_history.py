@@ -20,6 +20,7 @@ import optuna_aznas as az
 from optuna_aznas.study import history as module
 from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.study.per_study import PerStudy
+from optuna_aznas.study.reader import TrialReader
 from tests import reference
 
 numbers = st.one_of(st.integers(0, 4).map(float), st.floats(0, 1), st.sampled_from([-math.inf, math.inf]))
@@ -123,18 +124,6 @@ def test_the_first_feasible_trial_is_a_parent_at_once(monkeypatch):
     assert [trial.number for trial in history.best(3)] == [20]
 
 
-@settings(deadline=None, max_examples=40)
-@given(batches, st.tuples(numbers, numbers), st.sampled_from([0.05, 0.25, 0.5, 1.0]))
-def test_is_among_best(rows_in_batches, new, fraction):
-    rows = [row for batch in rows_in_batches for row in batch]
-    study = optuna.create_study()
-    add(study, rows)
-    history = StudyHistory.of(study)
-    s = np.round(reference.aggregate([*(row[:2] for row in rows), new]), 9)
-    assert history.is_among_best({"b": new[1], "a": new[0]}, fraction) == (np.mean(s >= s[-1]) <= fraction)
-    assert history.is_among_best({"a": 1.0}, fraction) is None
-
-
 def test_what_a_history_says_of_a_study():
     study = optuna.create_study()
     assert StudyHistory.of(study).rank_scores().shape == (0,)
@@ -220,7 +209,7 @@ def test_a_sampler_and_a_pruner_let_studies_go():
     del study, objective
     gc.collect()
     assert gone() is None
-    assert list(sampler._sessions) == list(pruner._histories) == []
+    assert list(sampler._sessions) == list(pruner._sessions) == []
 
 
 def retry(study, number):
@@ -288,3 +277,24 @@ def test_a_trial_that_finishes_while_the_study_is_read_again_is_taken_once(monke
     history.update(study)
     assert len(calls) >= 2
     assert sorted(trial.number for trial in history.trials) == [0, 1]
+
+
+@pytest.mark.parametrize(("n_others", "small", "read_together"), [(1, 1000, False), (2, 1000, True), (2, 1, False)])
+def test_which_trials_are_read_together(monkeypatch, n_others, small, read_together):
+    """Two other running trials are, in a small study; the caller's own trial is not read and does not count."""
+    from optuna_aznas.study import reader as reading
+
+    monkeypatch.setattr(reading, "_SMALL", small)
+    study = optuna.create_study()
+    trials = [study.ask() for _ in range(n_others + 1)]
+    own = study.trials[0]
+    reader = TrialReader()
+    reader.read(study, own)
+    calls = []
+    whole = study.get_trials
+    monkeypatch.setattr(study, "get_trials", lambda **named: calls.append(1) or whole(**named))
+    study.tell(trials[1], 1.0)
+    finished, unfinished = reader.read(study, own)
+    assert bool(calls) == read_together
+    assert [trial.number for trial in finished] == [1]
+    assert [trial.number for trial in unfinished] == [0, *range(2, n_others + 1)]

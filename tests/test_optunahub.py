@@ -47,7 +47,7 @@ def test_front_matter():
     assert header["license"] == "MIT License"
     assert all(isinstance(header[key], str) for key in ("author", "title", "description"))
     sections = re.findall(r"^## (.*)$", README, re.MULTILINE)
-    assert sections == ["Abstract", "Class or Function Names", "Installation", "Example", "Others"]
+    assert sections == ["Abstract", "APIs", "Installation", "Example", "Others"]
 
 
 def test_the_folder_is_complete():

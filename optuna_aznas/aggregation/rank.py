@@ -79,9 +79,7 @@ def _aggregate(
     table: npt.NDArray[np.float64], weights: npt.NDArray[np.float64] | None, floor: float = 0.0
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return S and the weights that it has: consensus weights where none are given. The table is ranked once."""
-    n, m = table.shape
-    if n == 0:
-        return np.zeros(0), np.ones(m) if weights is None else weights
+    n = len(table)
     ranks = rankdata(table, method="average", axis=0)
     w = weights_of_ranks(ranks) if weights is None else weights
     return sum_log_ranks(np.maximum(ranks, floor * n) if floor else ranks, n, w), w

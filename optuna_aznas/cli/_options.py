@@ -110,6 +110,34 @@ def budget(text: str) -> float:
     return value
 
 
+#: Units that a limit's value may have, with their factors, by the limit's name.
+_LIMIT_UNITS = {
+    "parameters": _UNITS,
+    "complexity": _UNITS,
+    "peak_memory": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9},
+    "latency": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
+}
+
+
+def limit(text: str) -> tuple[str, float]:
+    """Read a limit: parameters=2M, complexity=450M, peak_memory=100MB, latency=15ms."""
+    name, equals, value = text.partition("=")
+    name, value = name.strip(), value.strip().lower()
+    if not equals or name not in _LIMIT_UNITS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(_LIMIT_UNITS)} with a value, not {text!r}")
+    number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = value.removeprefix(number)
+    try:
+        maximum = float(number) * _LIMIT_UNITS[name][unit]
+    except (ValueError, KeyError):
+        maximum = math.nan
+    if not (math.isfinite(maximum) and maximum > 0):
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 0, such as parameters=2M, latency=15ms or peak_memory=100MB, not {text!r}"
+        )
+    return name, maximum
+
+
 def shape(text: str) -> tuple[int, ...]:
     """Read a shape: 3,32,32 or 3x32x32."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -22,9 +22,7 @@ from optuna_aznas.cli._storage import is_in_memory, open_storage
 from optuna_aznas.cli._trials import MOST_FAILURES, TrialReport, Trials, too_many_failures
 from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.storage import redact_url
-
-#: User attribute of a trial: multiply-accumulates of its network. Constraints are computed before a trial has values.
-COMPLEXITY_KEY = "aznas:complexity"
+from optuna_aznas.study.scoring import store_scoring
 
 _Build = Callable[[Any], nn.Module]
 
@@ -40,7 +38,7 @@ def search(options: argparse.Namespace) -> Result:
     name = options.study_name or options.space.partition(":")[2] or options.space
     stored = stored_settings(storage, name)
     settings = _settings(options, default_shape, stored, name)
-    evaluator, sampler = _prepare(options, built_in, settings)
+    evaluator, sampler = _prepare(options, built_in, own, settings)
     created = False
     try:
         if not stored:
@@ -51,9 +49,9 @@ def search(options: argparse.Namespace) -> Result:
             agreed = _settings(options, default_shape, stored, name)
             if agreed != settings:
                 settings = agreed
-                evaluator, sampler = _prepare(options, built_in, settings)
+                evaluator, sampler = _prepare(options, built_in, own, settings)
         study = az.create_study(
-            study_name=name, storage=storage, sampler=sampler, proxies=settings["proxies"], load_if_exists=True
+            study_name=name, storage=storage, sampler=sampler, evaluator=evaluator, load_if_exists=True
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -78,7 +76,7 @@ def search(options: argparse.Namespace) -> Result:
 
 
 def _prepare(
-    options: argparse.Namespace, built_in: az.spaces.BuiltIn | None, settings: dict[str, Any]
+    options: argparse.Namespace, built_in: az.spaces.BuiltIn | None, own: _Build | None, settings: dict[str, Any]
 ) -> tuple[az.ProxyEvaluator, az.AZNASSampler]:
     """Return the evaluator and the sampler for these settings."""
     try:
@@ -91,34 +89,19 @@ def _prepare(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    limit = settings["budget"]
-    if limit is not None and "complexity" not in settings["proxies"]:
-        raise UsageError("--budget needs 'complexity' among --proxies.")
-    accept = None
-    if limit is not None and built_in is not None and built_in.within_budget is not None:
-        try:
-            accept = built_in.within_budget(limit, settings["input_shape"])
-        except ValueError as error:
-            raise UsageError(f"--budget: {error}") from error
-    return evaluator, az.AZNASSampler(
-        seed=options.seed,
-        candidate_filter=accept,
-        constraints_func=None if limit is None else _within(limit),
-    )
-
-
-def _within(budget: float) -> Callable[[FrozenTrial], Sequence[float]]:
-    """Return a ``constraints_func``: networks above the budget are infeasible, so they are no parents and not printed.
-
-    In a space with a closed form of the multiply-accumulates, ``candidate_filter`` also rejects such candidates before
-    they are scored. In other spaces this would require counting, which for small networks takes as long as scoring.
-    """
-
-    def constraints(trial: FrozenTrial) -> Sequence[float]:
-        macs = trial.user_attrs.get(COMPLEXITY_KEY)  # missing if the space pruned the trial before it was scored
-        return (macs / budget - 1.0 if isinstance(macs, int | float) else 1.0,)
-
-    return constraints
+    maxima = dict(settings["limits"] or {})
+    if settings["budget"] is not None:
+        maxima["complexity"] = min(settings["budget"], maxima.get("complexity", settings["budget"]))
+    build = _builder(built_in, own, settings)
+    try:
+        limits = az.Limits(build, settings["input_shape"], device=evaluator.device, **maxima) if maxima else None
+        accept = None
+        if "complexity" in maxima and built_in is not None and built_in.within_budget is not None:
+            # A closed form of the multiply-accumulates rejects candidates without building them.
+            accept = built_in.within_budget(maxima["complexity"], settings["input_shape"])
+    except ValueError as error:
+        raise UsageError(f"--limit or --budget: {error}") from error
+    return evaluator, az.AZNASSampler(seed=options.seed, limits=limits, candidate_filter=accept)
 
 
 def _builder(built_in: az.spaces.BuiltIn | None, own: _Build | None, settings: dict[str, Any]) -> _Build:
@@ -159,6 +142,7 @@ def _settings(
         "proxies": options.proxies,
         "evaluator_seed": options.evaluator_seed,
         "budget": options.budget,
+        "limits": None if options.limit is None else tuple(sorted(options.limit)),
     }
     defaults: dict[str, Any] = {
         "input_shape": default_shape,
@@ -166,13 +150,14 @@ def _settings(
         "proxies": DEFAULT,
         "evaluator_seed": 0,
         "budget": None,
+        "limits": None,
     }
-    if stored == {} and options.budget is not None:
+    if stored == {} and (options.budget is not None or options.limit is not None):
         raise CommandError(
-            f"study {name!r} was not created by this command, so its networks have no budget. Choose another "
-            "--study-name."
+            f"study {name!r} was not created by this command, so its networks have no budget and no limits. Choose "
+            "another --study-name."
         )
-    stored = {key: tuple(value) if isinstance(value, list) else value for key, value in (stored or {}).items()}
+    stored = {key: _as_tuples(value) for key, value in (stored or {}).items()}
     settings = {}
     for key, value in asked.items():
         settings[key] = value if value is not None else stored.get(key, defaults.get(key))
@@ -187,7 +172,14 @@ def _settings(
     return settings
 
 
+def _as_tuples(value: Any) -> Any:
+    """Return JSON with its lists as tuples, as the options have them."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
 def _words(key: str, value: Any) -> str:
+    if key == "limits":
+        return " ".join(f"--limit {name}={maximum:.10g}" for name, maximum in value) if value else "no --limit"
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
     if key == "budget" and value is not None:
         return f"--budget {value:.10g}"
@@ -255,8 +247,7 @@ class _Search:
         except Exception as error:
             self._error = error
             raise
-        if "complexity" in scores.names:
-            trial.set_user_attr(COMPLEXITY_KEY, scores.complexity)
+        store_scoring(trial, scores)
         return scores
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -284,7 +275,7 @@ class _SearchInWorker:
         if self._search is None:
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             built_in, own = _space(self._options.space)
-            evaluator, sampler = _prepare(self._options, built_in, self._settings)
+            evaluator, sampler = _prepare(self._options, built_in, own, self._settings)
             storage = open_storage(self._options.storage, must_exist=False)
             study = optuna.load_study(study_name=self._name, storage=storage, sampler=sampler)
             build = _builder(built_in, own, self._settings)

@@ -12,6 +12,7 @@ from optuna_aznas.cli._options import (
     add_study_options,
     budget,
     count,
+    limit,
     names,
     seconds,
     seed,
@@ -23,6 +24,7 @@ _EXAMPLES = """\
   optuna-aznas search nas_bench_201 --trials 300
   optuna-aznas search nas_bench_201 --workers 4 --storage journal:nas.log
   optuna-aznas search nas_bench_201 --timeout 15m --budget 60M --study-name small
+  optuna-aznas search my_nets:build --input-shape 3,32,32 --limit parameters=2M --limit latency=15ms
   optuna-aznas search my_nets:build --input-shape 3,32,32 --storage journal:nas.log
   optuna-aznas search my_nets:build --input-shape 3,32,32 --format json > best.json
 
@@ -59,6 +61,14 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument(
         "--budget", type=budget, metavar="MACS", help="most multiply-accumulates that a network may have, such as 450M"
+    )
+    parser.add_argument(
+        "--limit",
+        type=limit,
+        action="append",
+        metavar="NAME=VALUE",
+        help="most that a network may have of parameters, complexity (as --budget), peak_memory or latency, such as "
+        "parameters=2M or latency=15ms; several may be given. Latency is that of one sample on --device",
     )
     parser.add_argument(
         "--proxies",

@@ -57,7 +57,7 @@ class DashboardCallback:
         self._every = every
         self._share = float(share)
         self._arguments: dict[str, Any] = {"n_best": n_best, "metric_names": metric_names, "budget": budget}
-        self._not_before = 0.0
+        self._not_before = 0.0  # on this process's clock
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """Publish after every ``every``-th trial."""
@@ -76,3 +76,6 @@ class DashboardCallback:
             )
         end = time.monotonic()
         self._not_before = end + (end - start) * (1.0 / self._share - 1.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_not_before": 0.0}  # another process has another clock

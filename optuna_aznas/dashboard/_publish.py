@@ -22,6 +22,7 @@ from optuna_aznas.dashboard._study_note import study_note
 from optuna_aznas.dashboard._trial_note import trial_note
 from optuna_aznas.study import leaderboard
 from optuna_aznas.study.attributes import BUDGET_KEY, recorded_scores, values_are_scores
+from optuna_aznas.study.numbers import recorded_numbers
 from optuna_aznas.visualization._plotly import Figure, graph_objects
 from optuna_aznas.visualization._rank_against_value import has_trained_values
 from optuna_aznas.visualization._scored import ScoredTrials
@@ -119,6 +120,10 @@ def _figures(study: Study, budget: float | None) -> dict[str, Figure]:
         figures["ranks"] = visualization.plot_parallel_coordinate(study)
     if "complexity" in scored.names:
         figures["complexity"] = visualization.plot_complexity(study, budget=budget)
+    limited = (name for trial in scored.trials for name, number in recorded_numbers(trial).items() if number.limit)
+    for i, name in enumerate(dict.fromkeys(limited)):
+        if name != "complexity" or "complexity" not in figures:
+            figures[f"number-{i}"] = visualization.plot_complexity(study, proxy=name)
     if has_trained_values(study):
         figures["trained"] = visualization.plot_rank_against_value(study)
         with contextlib.suppress(ValueError):  # too little has been trained

@@ -55,13 +55,14 @@ def study_note(study: Study, leaderboard: Leaderboard, scored: ScoredTrials) -> 
     if not leaderboard:
         return "\n\n".join([*parts, "No scored trial has been completed yet."])
     proxies = list(leaderboard[0].proxy_scores)
-    header = ["place", "trial", "S", *map(for_markdown, [*leaderboard[0].values, *proxies])]
+    numbers = (f"{name} ({unit})" if unit else name for name, unit in leaderboard.units.items())
+    header = ["place", "trial", "S", *map(for_markdown, [*leaderboard[0].values, *proxies, *numbers])]
     rows = [
         [
             str(entry.place),
             _link(study, entry.number),
             with_signs(f"{entry.rank_score:.3f}"),
-            *map(number, [*entry.values.values(), *entry.proxy_scores.values()]),
+            *map(number, [*entry.values.values(), *entry.proxy_scores.values(), *leaderboard.medians(entry)]),
             _listed(leaderboard.differing_params(entry)),
         ]
         for entry in leaderboard

@@ -10,6 +10,7 @@ from optuna.study import StudyDirection
 from optuna_aznas._text import for_markdown, number, with_signs
 from optuna_aznas.dashboard._markdown import table
 from optuna_aznas.study.attributes import architecture_names
+from optuna_aznas.study.numbers import recorded_numbers
 from optuna_aznas.visualization._scored import ScoredTrials
 
 _MOST_DIFFERENCES = 4  # most differences from the best trial that are listed one by one
@@ -31,7 +32,7 @@ def trial_note(scored: ScoredTrials, row: int, place: int, best: int, direction:
         [for_markdown(name), number(score), f"{under:,.10g} of {n:,}", with_signs(f"{part:.3f}")]
         for name, score, under, part in zip(scored.names, scored.proxy_scores[row], places, parts, strict=True)
     ]
-    findings = [*_findings(scored, row, places, parts), *_differences(scored, row, best)]
+    findings = [*_findings(scored, row, places, parts), *_differences(scored, row, best), *_numbers(scored, row)]
     if direction is not None:
         findings += _trained(scored, row, direction)
     return "\n\n".join(
@@ -63,6 +64,15 @@ def _findings(scored: ScoredTrials, row: int, places: np.ndarray, parts: np.ndar
         if math.isinf(score) and score < 0:
             found.append(f"{name} is −∞: the network is dead, or has a block that does nothing.")
     return found
+
+
+def _numbers(scored: ScoredTrials, row: int) -> list[str]:
+    return [
+        f"Its {for_markdown(name)} is {for_markdown(recorded.measurement)}"
+        + (f", the limit {number(recorded.limit)}." if recorded.limit else ".")
+        for name, recorded in recorded_numbers(scored.trials[row]).items()
+        if name not in scored.names or recorded.limit
+    ]
 
 
 def _differences(scored: ScoredTrials, row: int, best: int) -> list[str]:

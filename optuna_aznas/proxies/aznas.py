@@ -156,8 +156,11 @@ class BlockObserver:
             else:
                 t = block_trainability(sigma)
             step = entropies[i] - entropies[block.previous] if block.previous is not None else math.nan
+            channels = block.shape[0 if block.channels_first else -1]
             scores.append(
-                BlockScores(block.name, block.shape, entropies[i], step, sigma, t, block.macs, isometry, rank)
+                BlockScores(
+                    block.name, block.shape, entropies[i], step, sigma, t, block.macs, isometry, rank, channels=channels
+                )
             )
         return scores
 

@@ -14,7 +14,7 @@ from torch import nn
 from optuna_aznas.proxies.features.block_pass import Observer, PassReport
 from optuna_aznas.proxies.model.isolation import Substitute
 from optuna_aznas.proxies.model.nested import tensors_in
-from optuna_aznas.proxies.scores import BlockScores, channels_of
+from optuna_aznas.proxies.scores import BlockScores
 
 #: The estimate of the blocks' mean Jacobians: see :class:`~optuna_aznas.proxies.ProxyEvaluator`.
 Jacobian: TypeAlias = Literal["moment", "least-squares"]
@@ -108,4 +108,4 @@ class FeaturePass:
 
         Their numbers of positions may differ: a class token is added behind the patch embedding.
         """
-        return self.context.transformer and len({channels_of(block.shape) for block in self.blocks}) == 1
+        return self.context.transformer and len({block.channels for block in self.blocks}) == 1

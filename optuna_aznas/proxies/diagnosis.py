@@ -12,7 +12,7 @@ from torch import nn
 from optuna_aznas._text import for_terminal, html_table, in_html, plain_number, text_table
 from optuna_aznas.proxies.aznas import AZNAS_PROXIES
 from optuna_aznas.proxies.evaluator import ProxyEvaluator
-from optuna_aznas.proxies.scores import BlockScores, ProxyScores, channels_of
+from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 
 #: Trainability below which gradients die or explode in a block: t = 2 - sigma - 1/sigma at sigma = 0.5 or 2. Ten such
 #: blocks in a row make a factor of a thousand. In networks that train well sigma is 1.1 to 1.5 in a residual block,
@@ -152,6 +152,7 @@ def diagnose(model: nn.Module, evaluator: ProxyEvaluator) -> Diagnosis:
         blocks=full.blocks,
         seconds=full.seconds,
         block_source=full.block_source,
+        settings=evaluator.settings,
     )
     total = values["complexity"]
     blocks = []
@@ -179,7 +180,7 @@ def _entropy_finding(block: BlockScores) -> str | None:
         return "dead: the output is constant or not finite (rule: its channels have no finite variance)"
     if block.entropy < ONE_DIRECTION:
         return f"dead: all channels carry one signal (rule: entropy below {ONE_DIRECTION} nats)"
-    directions, possible = math.exp(block.entropy), channels_of(block.shape)
+    directions, possible = math.exp(block.entropy), block.channels
     if directions < COLLAPSED * possible:
         return (
             f"collapsed: the features vary along {directions:.1f} of {possible} directions "
@@ -196,7 +197,7 @@ def _step_finding(block: BlockScores, before: BlockScores | None) -> str | None:
         f"loses expressivity: {1 - math.exp(block.step):.0%} of the directions are gone "
         f"(step {block.step:+.2f} nats, rule: {limit:.2f} or less)"
     )
-    channels = channels_of(before.shape), channels_of(block.shape)
+    channels = before.channels, block.channels
     if channels[1] < channels[0]:
         finding += f"; it narrows from {channels[0]} channels to {channels[1]}"
     return finding

@@ -26,6 +26,7 @@ from optuna_aznas.proxies.model.weights import is_transformer, substitute_state
 from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 from optuna_aznas.proxies.registry import ALL_PROXIES, DEFAULT, REGISTRY
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores
+from optuna_aznas.proxies.settings import fingerprint, settings_of
 
 _BATCH = 8  # default batch size
 _BATCH_OF_VECTORS = 1024  # default batch size where a sample is a vector
@@ -197,7 +198,27 @@ class ProxyEvaluator:
         values = [sum(scores[name] for scores, *_ in outcomes) / self.repeats for name in self.proxies]
         _, blocks, source = outcomes[0]
         seconds = time.perf_counter() - start
-        return ProxyScores(values, names=self.proxies, blocks=blocks, block_source=source, seconds=seconds)
+        return ProxyScores(
+            values,
+            names=self.proxies,
+            blocks=blocks,
+            block_source=source,
+            seconds=seconds,
+            settings=self.settings,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the arguments changes scores, as plain JSON: all but ``device``, and of ``inputs`` shapes and types.
+
+        ``scoring`` is the number of the package's scores, raised with each version that moves them.
+        """
+        return settings_of(**vars(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve digits that stand for :attr:`settings`: scores compare only where they are the same."""
+        return fingerprint(self.settings)
 
     def map(
         self,

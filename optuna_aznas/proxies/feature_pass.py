@@ -10,7 +10,7 @@ blocks named by the user                     at these modules
 found in the module tree, beyond doubt       at these modules; if few of them run on the output of another, as a
                                              whole; if that fails, the first result counts
 found in the module tree, with doubt         as a whole; if that fails, at these modules
-none found in the module tree                as a whole
+none found in the module tree                as a whole; if there is but one, the model's input is a feature, too
 ===========================================  =================================================================
 """
 
@@ -40,6 +40,7 @@ from optuna_aznas.proxies.scores import BlockScores
 NAMED = "named by blocks="
 FROM_TREE = "found in the tree of modules"
 FROM_RUN = "found by running the model: tensors through which everything passes"
+WITH_INPUT = "one found by running the model, and the model's input beside it"
 
 
 class _Attempt(NamedTuple):
@@ -110,13 +111,14 @@ def _has_positions(block: BlockScores) -> bool:
 
 
 def _attempts(plan: BlockPlan, last_try: bool) -> list[_Attempt]:
-    at_modules = partial(run_blocks, blocks=plan.blocks, split=plan.split)
+    at_modules = partial(run_blocks, blocks=plan.blocks, inside=plan.inside)
     if not plan.automatic:
         return [_Attempt(NAMED, at_modules, ())]
     if plan.trusted:
         return [_Attempt(FROM_TREE, at_modules, ()), _Attempt(FROM_RUN, run_whole, (ProxyEvaluationError,))]
     if len(plan.blocks) < 2:
-        return [_Attempt(FROM_RUN, run_whole, ())]
+        with_input = partial(run_whole, with_input=True)
+        return [_Attempt(FROM_RUN, run_whole, (NotFoundError,)), _Attempt(WITH_INPUT, with_input, ())]
     tolerated = ProxyEvaluationError if last_try else NotFoundError
     return [_Attempt(FROM_RUN, run_whole, (tolerated,)), _Attempt(FROM_TREE, at_modules, ())]
 

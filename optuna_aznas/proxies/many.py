@@ -18,7 +18,7 @@ from optuna_aznas.proxies.scores import ProxyScores
 if TYPE_CHECKING:
     from optuna_aznas.proxies.evaluator import ProxyEvaluator
 
-_GPU_MEMORY = 2**31  # bytes of free memory for each worker on a GPU: its context takes a quarter of that
+_GPU_MEMORY = 2**31  # bytes of free memory for each worker on a GPU
 
 
 def _default_n_workers(device: torch.device) -> int:

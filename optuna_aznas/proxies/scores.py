@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from optuna_aznas._text import html_table, plain_number
+from optuna_aznas.proxies.settings import fingerprint as fingerprint_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class BlockScores:
             identity in a CNN.
         jacobian_rank: Entropy of the normalised singular values over the logarithm of their number, from 0 to 1; NaN
             like ``isometry``.
+        channels: Channels of the block's output, which are the first or the last entry of ``shape``.
 
     A quantity that no named proxy needs is NaN, or 0 for complexity.
     """
@@ -42,11 +45,7 @@ class BlockScores:
     complexity: float
     isometry: float
     jacobian_rank: float
-
-
-def channels_of(shape: tuple[int, ...]) -> int:
-    """Return the channels of a feature of this shape, without batch dimension; vectors and tokens have them last."""
-    return shape[0] if len(shape) > 2 else shape[-1]
+    channels: int = dataclasses.field(kw_only=True)
 
 
 class ProxyScores(tuple[float, ...]):
@@ -60,6 +59,8 @@ class ProxyScores(tuple[float, ...]):
             (of the first repeat, where there are several).
         seconds: Wall-clock time of the evaluation, in seconds.
         block_source: How the blocks were chosen, in words; empty where no named proxy looks at blocks.
+        settings: What of the evaluator changes scores, as plain JSON; empty for scores that no evaluator has made.
+        fingerprint: Twelve digits that stand for the settings. Scores compare only where it is the same.
 
     Example:
         >>> scores = ProxyScores([57.1, 0.2], names=["expressivity", "progressivity"])
@@ -73,6 +74,7 @@ class ProxyScores(tuple[float, ...]):
     blocks: tuple[BlockScores, ...]
     seconds: float
     block_source: str
+    settings: Mapping[str, Any]
 
     def __new__(
         cls,
@@ -82,6 +84,7 @@ class ProxyScores(tuple[float, ...]):
         blocks: Iterable[BlockScores] = (),
         seconds: float = math.nan,
         block_source: str = "",
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> ProxyScores:
         scores = super().__new__(cls, (-math.inf if math.isnan(value) else float(value) for value in values))
         if len(names) != len(scores):
@@ -90,7 +93,12 @@ class ProxyScores(tuple[float, ...]):
         scores.blocks = tuple(blocks)
         scores.seconds = seconds
         scores.block_source = block_source
+        scores.settings = dict(settings)
         return scores
+
+    @property
+    def fingerprint(self) -> str:  # documented among the attributes
+        return fingerprint_of(self.settings) if self.settings else ""
 
     def to_dict(self) -> dict[str, float]:
         """Return the proxy scores by name."""
@@ -108,14 +116,9 @@ class ProxyScores(tuple[float, ...]):
         return html_table(self.names, [[plain_number(value) for value in self]])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_scores, (tuple(self), self.names, self.blocks, self.seconds, self.block_source)
+        attributes = ("names", "blocks", "seconds", "block_source", "settings")
+        return _restore_scores, (tuple(self), {name: getattr(self, name) for name in attributes})
 
 
-def _restore_scores(
-    values: tuple[float, ...],
-    names: tuple[str, ...],
-    blocks: tuple[BlockScores, ...],
-    seconds: float,
-    block_source: str,
-) -> ProxyScores:
-    return ProxyScores(values, names=names, blocks=blocks, seconds=seconds, block_source=block_source)
+def _restore_scores(values: tuple[float, ...], attributes: dict[str, Any]) -> ProxyScores:
+    return ProxyScores(values, **attributes)

@@ -23,7 +23,8 @@ from scipy.special import erfcx, ndtr
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import Posterior, complete_scores
-from optuna_aznas.sampler.candidates import Candidate, CandidateFilter, CheckedScorer, Key
+from optuna_aznas.sampler.admission import Admission
+from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
@@ -61,7 +62,7 @@ class BayesianOptimisation:
 
     Args:
         variation: Makes candidates.
-        candidate_filter: As in :class:`~optuna_aznas.AZNASSampler`.
+        admission: Which candidates may be proposed.
         candidate_scorer: As in :class:`~optuna_aznas.AZNASSampler`.
         n_candidates: As in :class:`~optuna_aznas.AZNASSampler`.
         n_startup_trainings: As in :class:`~optuna_aznas.AZNASSampler`.
@@ -74,7 +75,7 @@ class BayesianOptimisation:
     def __init__(
         self,
         variation: Variation,
-        candidate_filter: CandidateFilter,
+        admission: Admission,
         candidate_scorer: Callable[[dict[str, Any]], Any] | None,
         n_candidates: int,
         n_startup_trainings: int,
@@ -84,7 +85,7 @@ class BayesianOptimisation:
         check_count("n_candidates", n_candidates)
         check_count("n_startup_trainings", n_startup_trainings)
         self._variation = variation
-        self._candidate_filter = candidate_filter
+        self._admission = admission
         self._scorer = None if candidate_scorer is None else CheckedScorer(candidate_scorer)
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
@@ -111,7 +112,7 @@ class BayesianOptimisation:
             params = data.params(row)
             if data.chooses_hyperparameters or not view.is_duplicate(params):
                 chosen = params | data.hyperparameters.params(position)
-                yield {name: chosen[name] for name in space if name in chosen}
+                yield chosen
 
     def _read(self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache) -> _Data:
         """Return all that one proposal works on."""
@@ -150,7 +151,7 @@ class BayesianOptimisation:
     ) -> list[Candidate]:
         """Return up to ``n_candidates`` architectures that are not taken, half of them children, with proxy scores."""
         space = view.space
-        of_architecture = {name: value for name, value in fixed.items() if name in space}
+        of_architecture = {name: value for name, value in fixed.items() if name not in view.hyperparameter_names}
         conditions = cache.conditional_parameters(view.history.trials)
         parents = cache.parents or [_architecture(trial, space) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
@@ -165,13 +166,17 @@ class BayesianOptimisation:
                 if len(found) == self._n_candidates:
                     break
             extra = int(self._variation.rng.integers(2))
-            params = {**self._variation.child(parents if draw % 2 else (), space, extra), **of_architecture}
-            present = conditions.present(params)
-            described = view.describe(params)
+            child = {**self._variation.child(parents if draw % 2 else (), space, extra), **of_architecture}
+            admitted = self._admission.admit(view, child, space, of_architecture)
+            if admitted is None:
+                continue
+            own = admitted.architecture
+            present = own if self._admission.discovers else conditions.present(own)
+            described = view.describe(own)
             key = frozenset((name, described[name]) for name in present)
             misses = misses + 1 if key in seen else 0
-            if key not in seen and not is_taken(described) and self._candidate_filter(dict(params)):
-                drawn[key] = Candidate(params, present, {}, key)
+            if key not in seen and not is_taken(described):
+                drawn[key] = Candidate(admitted.params, present, {}, key)
             seen.add(key)
         return list((found | self._with_scores(drawn, view.history.names, cache)).values())
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from optuna_aznas._warnings import WarnOnce
 from optuna_aznas.study.attributes import as_numbers
 
 #: A function from a candidate's parameters to whether it may be proposed.
@@ -31,11 +31,6 @@ class Candidate(NamedTuple):
     key: Key
 
 
-def accept_all(params: dict[str, Any]) -> bool:
-    """The candidate_filter where the user gave none."""
-    return True
-
-
 class CheckedScorer:
     """Calls a user's ``candidate_scorer`` and checks what it returns.
 
@@ -47,7 +42,7 @@ class CheckedScorer:
 
     def __init__(self, candidate_scorer: Callable[[dict[str, Any]], Any]) -> None:
         self._candidate_scorer = candidate_scorer
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def __call__(
         self, candidates: Sequence[Mapping[str, Any]], names: tuple[str, ...]
@@ -89,11 +84,6 @@ class CheckedScorer:
             )
             return None
         return scores
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, stacklevel=2)
 
 
 def _returned(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -27,6 +27,7 @@ from optuna_aznas.study.attributes import recorded_names
 from optuna_aznas.study.values import Description, describe
 
 if TYPE_CHECKING:
+    from optuna_aznas.sampler.admission import Examined
     from optuna_aznas.sampler.view import StudyView
 
 #: System attribute of a trial: the architecture that it has claimed, which its objective has not suggested yet.
@@ -36,9 +37,7 @@ _MAX_CLAIMS = 100  # candidates claimed for one trial: each but the last was cla
 _WAITS = (0.002, 0.004, 0.008, 0.016, 0.032)  # seconds before each new reading, for another trial to give way
 
 
-def first_unclaimed(
-    view: StudyView, trial: FrozenTrial, candidates: Iterator[dict[str, Any]], fixed: Mapping[str, Any]
-) -> dict[str, Any]:
+def first_unclaimed(view: StudyView, trial: FrozenTrial, candidates: Iterator[Examined]) -> Examined | None:
     """Return the first of some candidates that no other worker has claimed or evaluated, claimed for ``trial``.
 
     A candidate that is a duplicate already when it is drawn is taken as it is: nothing new was found.
@@ -46,12 +45,11 @@ def first_unclaimed(
     Args:
         view: The study.
         trial: The running trial.
-        candidates: Architectures without the parameters in ``fixed``, the best first.
-        fixed: Architecture parameters whose values the user has fixed.
+        candidates: Architectures, the best first.
     """
-    candidate: dict[str, Any] = {}
+    candidate: Examined | None = None
     for candidate in itertools.islice(candidates, _MAX_CLAIMS):
-        if _claim(view, trial, view.describe({**candidate, **fixed})):
+        if _claim(view, trial, view.describe(candidate.architecture)):
             break
     return candidate
 

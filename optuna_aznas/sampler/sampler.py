@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_callable
 from optuna_aznas._optuna import fixed_params, store_constraints
+from optuna_aznas.sampler.admission import Admission, ArchitectureLimits, Examined
 from optuna_aznas.sampler.bayesian import BayesianOptimisation
-from optuna_aznas.sampler.candidates import CandidateFilter, accept_all
+from optuna_aznas.sampler.candidates import CandidateFilter
 from optuna_aznas.sampler.claims import first_unclaimed, first_unclaimed_value
 from optuna_aznas.sampler.evolution import Evolution
 from optuna_aznas.sampler.strategy import Params, Space, Strategy
@@ -66,15 +66,20 @@ class AZNASSampler(BaseSampler):
             rank scores, shape (n,), bigger is better. In evolution, from 1,000 scored trials on, it is called once for
             each 1% that the study has grown.
         constraints_func: As in Optuna's samplers: called with a finished trial, returns numbers that are at most 0
-            where it is feasible. Infeasible trials are parents only while there are no feasible ones.
+            where it is feasible. Infeasible trials are parents only while there are no feasible ones, and candidates
+            that are probably infeasible, as a model learned from these numbers says, are not proposed.
+        limits: :class:`~optuna_aznas.Limits` on parameters, latency and the like. Every architecture that is proposed
+            keeps them, that of the first trial included, if a bounded number of draws finds one that does; otherwise
+            the one that exceeds them least is proposed, with a warning.
         candidate_filter: Called with a candidate's parameters before it is proposed; if it returns ``False``, the
-            candidate is dropped and another tried. It is not called for the trials before the first is scored, whose
-            parameters are not known yet, and does not see parameters that no parent has.
+            candidate is dropped and another tried. It is given a value for every architecture parameter of the study,
+            so that it need not know which of them the candidate has. A candidate for which it raises is left out, with
+            a warning. Without ``limits`` it is not called for the trials before the first is scored, whose parameters
+            are not known yet; ``limits=Limits(build)`` makes them known.
         candidate_scorer: Bayesian optimisation: a :class:`~optuna_aznas.CandidateScorer`, or another function that is
-            called with a candidate's parameters and returns its proxy scores in any form that
-            :func:`~optuna_aznas.record` takes. It is given a value for every architecture parameter of the study, so
-            that it need not know which of them the candidate has. A candidate for which it raises is left out, with a
-            warning. What it returns is kept while the process lives.
+            called with a candidate's parameters, as ``candidate_filter`` is, and returns its proxy scores in any form
+            that :func:`~optuna_aznas.record` takes. A candidate for which it raises is left out, with a warning. What
+            it returns is kept while the process lives.
         n_candidates: Bayesian optimisation: number of new candidates for each trial, at least 1. With
             ``candidate_scorer`` this many networks are scored for each one that is trained.
         n_startup_trainings: Bayesian optimisation: number of trained trials before the model counts, at least 1. Until
@@ -107,6 +112,7 @@ class AZNASSampler(BaseSampler):
         crossover_prob: float = 0.3,
         aggregation: Aggregation | None = None,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+        limits: ArchitectureLimits | None = None,
         candidate_filter: CandidateFilter | None = None,
         candidate_scorer: Callable[[dict[str, Any]], Any] | None = None,
         n_candidates: int = 200,
@@ -119,14 +125,16 @@ class AZNASSampler(BaseSampler):
         check_callable("candidate_filter", candidate_filter)
         if hyperparameter_sampler is not None and not isinstance(hyperparameter_sampler, BaseSampler):
             raise ValueError(f"hyperparameter_sampler must be an Optuna sampler; got {hyperparameter_sampler!r}.")
-        accepts = accept_all if candidate_filter is None else candidate_filter
+        if limits is not None and not isinstance(getattr(limits, "maxima", None), Mapping):
+            raise ValueError(f"limits must be an optuna_aznas.Limits; got {limits!r}.")
         self._aggregation = aggregation
         self._constraints_func = constraints_func
         self._variation = Variation(n_mutations, crossover_prob, seed)
-        self._evolution = Evolution(self._variation, accepts, population_size, n_startup_trials)
+        self._admission = Admission(candidate_filter, limits, self._variation)
+        self._evolution = Evolution(self._variation, self._admission, population_size, n_startup_trials)
         self._bayesian = BayesianOptimisation(
             self._variation,
-            accepts,
+            self._admission,
             candidate_scorer,
             n_candidates,
             n_startup_trainings,
@@ -150,7 +158,7 @@ class AZNASSampler(BaseSampler):
             view.update(trial)
             self._warn_of_unscored(session)
             self._warn_if_nothing_is_scored(session)
-            inferred = InferredSpace(self._strategy(view).search_space(view))
+            inferred = self._propose(study, trial, view)
             session.inferred[trial.number] = inferred
             if view.architecture_names:  # otherwise nothing was recorded, and every parameter may be the architecture's
                 space = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
@@ -166,11 +174,14 @@ class AZNASSampler(BaseSampler):
             proposed, hyperparameters = _split(search_space, inferred)
             params: Params = {}
             if proposed and inferred is None:  # called by another sampler, for a trial that this one has not seen
-                params = next(self._evolution.propose(session.view, proposed, {}))
-            elif proposed and inferred is not None:
-                fixed = {n: v for n, v in fixed_params(study, trial).items() if n in inferred.proposed}
-                candidates = self._candidates(session.view, proposed, fixed)
-                params = first_unclaimed(session.view, trial, candidates, fixed)
+                child = next(self._evolution.propose(session.view, proposed, {}))
+                params = {name: child[name] for name in proposed}
+            elif inferred is not None and inferred.proposal is not None:
+                values = inferred.proposal.params | inferred.chosen
+                params = {name: values[name] for name in proposed}
+                if inferred.proposal.numbers:
+                    self._admission.store(study, trial, inferred.proposal)
+                    session.proposals[trial.number] = inferred.proposal
             if hyperparameters:
                 params |= self._hyperparameter_sampler.sample_relative(study, trial, hyperparameters)
             return params
@@ -193,10 +204,12 @@ class AZNASSampler(BaseSampler):
         self._hyperparameter_sampler.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        if self._constraints_func is not None:
-            store_constraints(self._constraints_func, study, trial, state)
         with self._lock:
-            self._session(study).n_finished += 1
+            session = self._session(study)
+            session.n_finished += 1
+            proposal = session.proposals.pop(trial.number, None)
+        if self._constraints_func is not None or self._admission.discovers:
+            store_constraints(lambda frozen: self._constraints(study, frozen, proposal), study, trial, state)
         self._hyperparameter_sampler.after_trial(study, trial, state, values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,16 +225,42 @@ class AZNASSampler(BaseSampler):
     def _strategy(self, view: StudyView) -> Strategy:
         return self._bayesian if view.is_trained else self._evolution
 
-    def _candidates(self, view: StudyView, space: Space, fixed: Mapping[str, Any]) -> Iterator[Params]:
-        """Return candidates, the best first, without end: evolution also proposes where Bayesian optimisation finds
-        nothing, the architecture alone.
-        """
-        architecture = {name: d for name, d in space.items() if name not in view.hyperparameter_names}
-        of_architecture = {name: value for name, value in fixed.items() if name not in view.hyperparameter_names}
-        by_evolution = self._evolution.propose(view, architecture, of_architecture)
-        if not view.is_trained:
-            return by_evolution
-        return itertools.chain(self._bayesian.propose(view, space, fixed), by_evolution)
+    def _propose(self, study: Study, trial: FrozenTrial, view: StudyView) -> InferredSpace:
+        """Return what is proposed for a trial: an architecture, and hyperparameters where the strategy chooses them."""
+        strategy = self._strategy(view)
+        space = strategy.search_space(view)
+        if not space and not self._admission.discovers:
+            return InferredSpace(None)
+        self._admission.begin(trial)
+        fixed = {
+            name: value
+            for name, value in fixed_params(study, trial).items()
+            if name in space or (self._admission.discovers and name not in view.hyperparameter_names)
+        }
+        of_architecture = {name: d for name, d in space.items() if name not in view.hyperparameter_names}
+        fixed_architecture = {name: value for name, value in fixed.items() if name not in view.hyperparameter_names}
+        chosen: dict[frozenset[tuple[str, str]], Params] = {}
+
+        def architectures() -> Iterator[Params]:
+            for params in strategy.propose(view, space, fixed):
+                how = {name: params[name] for name in space if name in params and name not in of_architecture}
+                architecture = {name: value for name, value in params.items() if name not in view.hyperparameter_names}
+                chosen[frozenset(view.describe(architecture).items())] = how
+                yield architecture
+            if strategy is not self._evolution:  # it found nothing
+                yield from self._evolution.propose(view, of_architecture, fixed_architecture)
+
+        admitted = self._admission.measured(view, architectures(), of_architecture, fixed_architecture)
+        proposal = first_unclaimed(view, trial, admitted)
+        if proposal is None:
+            return InferredSpace(None)
+        how = chosen.get(frozenset(view.describe(proposal.params).items()), {})
+        return InferredSpace(proposal, {name: space[name] for name in how}, how)
+
+    def _constraints(self, study: Study, trial: FrozenTrial, proposal: Examined | None) -> tuple[float, ...]:
+        """Return a trial's constraint values: the user's, and those of the limits."""
+        own = () if self._constraints_func is None else self._constraints_func(trial)
+        return (*own, *self._admission.constraints(study, trial, proposal))
 
     def _warn_of_unscored(self, session: _Session) -> None:
         """Warn, at the first look at a study, of trials that completed without proxy scores, as before a change of the
@@ -262,12 +301,21 @@ class InferredSpace:
     """What infer_relative_search_space leaves for sample_relative of the same trial.
 
     Attributes:
-        proposed: The space of a strategy.
+        proposal: The proposed architecture; ``None`` where nothing is known of the space.
+        own_hyperparameters: The space of the hyperparameters that the strategy chose.
+        chosen: Their values.
         hyperparameters: The space of the hyperparameter sampler.
     """
 
-    proposed: Space
+    proposal: Examined | None
+    own_hyperparameters: Space = dataclasses.field(default_factory=dict)
+    chosen: Params = dataclasses.field(default_factory=dict)
     hyperparameters: Space = dataclasses.field(default_factory=dict)
+
+    @property
+    def proposed(self) -> Space:
+        """The parameters of the proposed architecture, and the hyperparameters that were chosen with it."""
+        return self.own_hyperparameters | ({} if self.proposal is None else self.proposal.space)
 
 
 @dataclasses.dataclass
@@ -277,6 +325,7 @@ class _Session:
     Attributes:
         view: What was read of the study.
         inferred: By trial number, for trials between infer_relative_search_space and sample_relative.
+        proposals: By trial number, architectures with limits that were proposed, until their trials finish.
         n_finished: Trials that finished in this process.
         has_looked: Whether the user was told of trials that completed without proxy scores, if there were any.
         has_warned: Whether the user was told that no trial has proxy scores.
@@ -284,6 +333,7 @@ class _Session:
 
     view: StudyView
     inferred: dict[int, InferredSpace] = dataclasses.field(default_factory=dict)
+    proposals: dict[int, Examined] = dataclasses.field(default_factory=dict)
     n_finished: int = 0
     has_looked: bool = False
     has_warned: bool = False

@@ -10,10 +10,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from optuna_aznas._optuna import constraint_values
 from optuna_aznas.sampler.claims import expected_architecture
 from optuna_aznas.sampler.duplicates import EvaluatedArchitectures
 from optuna_aznas.study.attributes import architecture_names, recorded_architecture, recorded_names
 from optuna_aznas.study.history import Aggregation, StudyHistory
+from optuna_aznas.study.numbers import recorded_numbers
 from optuna_aznas.study.values import Description, describe, same_distribution
 
 
@@ -28,6 +30,7 @@ class StudyView:
         history: The scored trials.
         architecture_names: Names of the architecture parameters of all trials that recorded proxy scores.
         hyperparameter_names: Names of their other parameters that are in no architecture.
+        constrained: The finished trials that have constraints or recorded numbers.
     """
 
     def __init__(self, study: Study, aggregation: Aggregation | None) -> None:
@@ -41,6 +44,7 @@ class StudyView:
         self.history = StudyHistory(aggregation)
         self.architecture_names: set[str] = set()
         self.hyperparameter_names: set[str] = set()
+        self.constrained: list[FrozenTrial] = []
 
     @property
     def study(self) -> Study:
@@ -53,6 +57,8 @@ class StudyView:
         finished, unfinished = self.history.update(self.study, own)
         for trial in finished:
             self._evaluated.add(trial)
+            if constraint_values(trial) or recorded_numbers(trial):
+                self.constrained.append(trial)
             names = recorded_architecture(trial)
             if names is not None:
                 self.architecture_names.update(names)
@@ -79,6 +85,11 @@ class StudyView:
     def space(self) -> dict[str, BaseDistribution]:
         """All parameters of architectures that recorded proxy scores; not every architecture has all of them."""
         return self._with_last_choices(self._distributions)
+
+    @property
+    def architecture_space(self) -> dict[str, BaseDistribution]:
+        """As :attr:`space`; all parameters of all trials while no trial has recorded which are its architecture."""
+        return self.space if self.architecture_names else dict(self._last)
 
     def space_of(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the distributions of a trial's architecture; categorical ones as trials had them last."""

@@ -3,8 +3,10 @@ from optuna_aznas.study.backfilling import backfill as backfill
 from optuna_aznas.study.create import create_study as create_study
 from optuna_aznas.study.importance import ProxyImportance as ProxyImportance
 from optuna_aznas.study.importance import proxy_importance as proxy_importance
+from optuna_aznas.study.numbers import record_numbers as record_numbers
 from optuna_aznas.study.ranking import Leaderboard as Leaderboard
 from optuna_aznas.study.ranking import LeaderboardEntry as LeaderboardEntry
 from optuna_aznas.study.ranking import best_trials as best_trials
 from optuna_aznas.study.ranking import leaderboard as leaderboard
 from optuna_aznas.study.ranking import rank_scores as rank_scores
+from optuna_aznas.study.stopping import stop_when_flat as stop_when_flat

@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._optuna import UpdateFinishedTrialError, constraint_values, has_reported
+from optuna_aznas.study.scoring import scoring_attributes, store_scoring
 
 #: User attribute: proxy name -> proxy score. Plain JSON: a score that is not finite is a string such as ``"-inf"``.
 SCORES_KEY = "aznas:scores"
@@ -26,7 +27,9 @@ BUDGET_KEY = "aznas:budget"
 def record(
     trial: BaseTrial, proxy_scores: Mapping[str, float] | Any, *, architecture: Sequence[str] | None = None
 ) -> None:
-    """Store a network's proxy scores on a trial.
+    """Store a network's proxy scores on a trial, and how they were made: the evaluator's settings, and how blocks were
+    found. Trials that were scored with other settings than the study's first are left out of its ranking, with a
+    warning.
 
     The proxy scores are in the storage when this returns. The parameters suggested before are the architecture; those
     suggested afterwards are hyperparameters. Where hyperparameters have to be suggested first, ``architecture`` names
@@ -68,6 +71,7 @@ def record(
     try:
         if names is not None or ARCHITECTURE_KEY not in trial.user_attrs:
             trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params) if names is None else names)
+        store_scoring(trial, proxy_scores)
         trial.set_user_attr(SCORES_KEY, encoded)
     except UpdateFinishedTrialError as error:
         raise ValueError(_finished_message(trial)) from error
@@ -75,7 +79,11 @@ def record(
 
 def as_attributes(proxy_scores: Any, architecture: Sequence[str]) -> dict[str, Any]:
     """Return the user attributes that :func:`record` stores, in the order in which it does."""
-    return {ARCHITECTURE_KEY: list(architecture), SCORES_KEY: _encoded(proxy_scores)}
+    return {
+        ARCHITECTURE_KEY: list(architecture),
+        **scoring_attributes(proxy_scores),
+        SCORES_KEY: _encoded(proxy_scores),
+    }
 
 
 def _encoded(proxy_scores: Any) -> dict[str, float | str]:

@@ -11,6 +11,7 @@ from optuna.trial import BaseTrial, FixedTrial
 
 from optuna_aznas.study.attributes import as_attributes
 from optuna_aznas.study.late import LateAttributes, lacks_scores, store_late
+from optuna_aznas.study.scoring import Scoring, declare
 
 
 def backfill(
@@ -37,7 +38,8 @@ def backfill(
         study: The study, in any storage.
         build: A function that takes a trial and returns a model: the one that the study's objective has called. It is
             called with an :class:`optuna.trial.FixedTrial` of each trial's parameters.
-        evaluator: A :class:`~optuna_aznas.ProxyEvaluator`, the one with which the study is continued.
+        evaluator: A :class:`~optuna_aznas.ProxyEvaluator`, the one with which the study is continued. Its settings are
+            stored in the study, as by :func:`~optuna_aznas.create_study`.
         n_workers: As in :meth:`ProxyEvaluator.map() <optuna_aznas.ProxyEvaluator.map>`.
         show_progress_bar: Show a progress bar on standard error.
 
@@ -46,7 +48,8 @@ def backfill(
         not; they stay as they are.
 
     Raises:
-        ValueError: ``build`` or ``evaluator`` is not callable, or ``n_workers`` out of range.
+        ValueError: ``build`` or ``evaluator`` is not callable; ``n_workers`` is out of range; or the study's networks
+            are scored with other settings than those of ``evaluator``.
         TypeError: ``build`` or ``evaluator`` cannot be sent to worker processes.
 
     Example:
@@ -67,6 +70,8 @@ def backfill(
     for name, function in (("build", build), ("evaluator", evaluator)):
         if not callable(function):
             raise ValueError(f"{name} must be callable; got {function!r}.")
+    if Scoring.of(evaluator) is not None:
+        declare(study, evaluator)
     trials, _ = LateAttributes().update(study, study.get_trials(deepcopy=False))
     trials = [trial for trial in trials if lacks_scores(trial)]
     outcomes = outcomes_of(

@@ -17,6 +17,7 @@ from optuna_aznas.aggregation import aggregate
 from optuna_aznas.study.attributes import is_feasible, recorded_scores, unreadable, values_are_scores
 from optuna_aznas.study.late import LateAttributes
 from optuna_aznas.study.reader import TrialReader
+from optuna_aznas.study.scoring import Yardstick
 
 _Floats = npt.NDArray[np.float64]
 
@@ -36,7 +37,7 @@ class StudyHistory:
     study with several objectives, all maximised, in which no trial has such proxy scores, they are its objective
     values. Failed and pruned trials count if they recorded proxy scores. Of a dead trial and its retries (Optuna's
     ``RetryFailedTrialCallback``) only the last that has finished counts. A trial that cannot be read is left out, with
-    one warning.
+    one warning, and so is one that was scored with other settings (:mod:`~optuna_aznas.study.scoring`).
 
     Args:
         aggregation: Replaces :func:`~optuna_aznas.aggregate`. It is called on the whole table.
@@ -57,6 +58,7 @@ class StudyHistory:
         self._uses_recorded = False  # whether proxy scores are recorded ones rather than objective values
         self._unfinished: list[FrozenTrial] = []
         self._reported_names: set[frozenset[str]] = set()  # sets of other proxies that were warned of
+        self._yardstick = Yardstick()
         self._clear()
 
     @classmethod
@@ -94,7 +96,7 @@ class StudyHistory:
             finished, self._unfinished = self._reader.read(study, own)
             finished, earlier = self._late.update(study, finished)
             is_first = not self._uses_recorded and any(recorded_scores(t) is not None for t in finished + earlier)
-            if is_first or earlier:
+            if self._yardstick.settle(study, finished + earlier) or is_first or earlier:
                 # From the first recorded proxy scores on, objective values are no longer taken for them.
                 self._uses_recorded |= is_first
                 self._clear()
@@ -138,16 +140,10 @@ class StudyHistory:
             self._n_ordered = len(self)
         return [self.trials[i] for i in self._order[:n]]
 
-    def is_among_best(self, proxy_scores: Mapping[str, float], fraction: float) -> bool | None:
-        """Whether one more network would be within the best ``fraction`` of all by S, itself included.
-
-        That is, whether at most this fraction of networks has an S at least as high as its own. ``None`` if
-        ``proxy_scores`` are not of this study's proxies.
-        """
-        if set(proxy_scores) != set(self.names):
-            return None
-        s = self.aggregate(np.vstack([self.proxy_scores, [proxy_scores[name] for name in self.names]]))
-        return float(np.mean(s >= s[-1])) <= fraction
+    def measures(self, trial: FrozenTrial) -> bool:
+        """Whether a trial was scored with the study's settings, as far as both are known."""
+        with self._lock:
+            return self._yardstick.measures(trial)
 
     def aggregate(self, table: _Floats) -> _Floats:
         """Return S, shape (n,), of networks by their proxy scores, shape (n, m), in the order of :attr:`names`."""
@@ -165,7 +161,7 @@ class StudyHistory:
             self._value_names = _value_names(study)
         rows = []
         for trial in finished:
-            scores = self._proxy_scores_of(trial)
+            scores = self._proxy_scores_of(trial) if self._yardstick.measures(trial) else None
             if scores is None:
                 self._n_unscored[trial.state] += 1
                 continue
@@ -175,6 +171,7 @@ class StudyHistory:
             self._numbers.append(trial.number)
             self.feasible.append(is_feasible(trial))
         if rows:
+            self._yardstick.see_blocks(self.trials[-len(rows) :])
             self._table.extend(np.array(rows, dtype=np.float64))
             if not self._some_feasible and any(self.feasible[-len(rows) :]):
                 self._some_feasible, self._n_ordered = True, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,11 +16,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas._arguments import check_count
+from optuna_aznas._measurement import Measurement
 from optuna_aznas._text import cut, for_terminal, html_table, in_html, plain_number, text_table
 from optuna_aznas.aggregation.consensus import describe_weights
 from optuna_aznas.aggregation.rank import aggregate_with_weights
 from optuna_aznas.study.attributes import architecture_params
 from optuna_aznas.study.history import StudyHistory
+from optuna_aznas.study.numbers import recorded_numbers
 from optuna_aznas.study.values import describe
 
 _NOTHING = "(no scored trial yet)"
@@ -61,6 +64,8 @@ class LeaderboardEntry:
         values: Its objective values by name, where they are not the proxy scores themselves: trained values, for
             example.
         params: Its parameters.
+        numbers: What else was recorded of its network, such as its latency, by name
+            (:func:`~optuna_aznas.record_numbers`), but for what is a proxy score already.
     """
 
     place: int
@@ -69,6 +74,7 @@ class LeaderboardEntry:
     proxy_scores: dict[str, float]
     values: dict[str, float]
     params: dict[str, Any]
+    numbers: dict[str, Measurement] = dataclasses.field(default_factory=dict)
 
 
 class Leaderboard(tuple[LeaderboardEntry, ...]):
@@ -95,6 +101,7 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
         The keys are ``place``, ``number``, ``rank_score``, the proxies' names, the values' names prefixed ``value_``
         (``value`` where there is one value without a name of its own), and the parameters' names prefixed ``params_``.
         A proxy whose name could be one of the others is prefixed ``proxy_``, and so is one whose name begins with that.
+        Recorded numbers, such as the latency, are prefixed ``number_``; missing ones are ``None``.
         """
         return [
             {
@@ -103,10 +110,19 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
                 "rank_score": entry.rank_score,
                 **{_column(name): score for name, score in entry.proxy_scores.items()},
                 **{_value_column(name): value for name, value in entry.values.items()},
+                **{
+                    f"number_{name}": entry.numbers[name].median if name in entry.numbers else None
+                    for name in self.units
+                },
                 **{f"params_{name}": value for name, value in entry.params.items()},
             }
             for entry in self
         ]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The units of the numbers that were recorded of one or more entries, by name."""
+        return {name: number.unit for entry in reversed(self) for name, number in entry.numbers.items()}
 
     @property
     def shared_params(self) -> dict[str, Any]:
@@ -118,6 +134,10 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
             for name, value in self[0].params.items()
             if all(name in entry.params and entry.params[name] == value for entry in self[1:])
         }
+
+    def medians(self, entry: LeaderboardEntry) -> list[float]:
+        """Return an entry's numbers in the order of :attr:`units`, NaN for those that it lacks."""
+        return [entry.numbers[name].median if name in entry.numbers else math.nan for name in self.units]
 
     def differing_params(self, entry: LeaderboardEntry) -> dict[str, Any]:
         """Return the parameters of an entry that are not shared by all entries."""
@@ -139,7 +159,8 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
         return table + "".join(f"<p>{in_html(remark)}</p>" for remark in self._remarks())
 
     def _header(self) -> list[str]:
-        names = [*self[0].values, *self[0].proxy_scores]
+        units = (f"{name} ({unit})" if unit else name for name, unit in self.units.items())
+        names = [*self[0].values, *self[0].proxy_scores, *units]
         return ["place", "trial", "S", *map(for_terminal, names), "params"]
 
     def _rows(self) -> list[list[str]]:
@@ -149,6 +170,7 @@ class Leaderboard(tuple[LeaderboardEntry, ...]):
                 str(entry.number),
                 f"{entry.rank_score:.3f}",
                 *map(plain_number, [*entry.values.values(), *entry.proxy_scores.values()]),
+                *("none" if math.isnan(median) else plain_number(median) for median in self.medians(entry)),
                 _listed(self.differing_params(entry)),
             ]
             for entry in self
@@ -186,6 +208,11 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
             proxy_scores=dict(zip(history.names, map(float, history.proxy_scores[i]), strict=True)),
             values=dict(zip(names, history.trials[i].values, strict=True)) if names else {},
             params=dict(history.trials[i].params),
+            numbers={
+                name: number.measurement
+                for name, number in recorded_numbers(history.trials[i]).items()
+                if name not in history.names
+            },
         )
         for place, i in enumerate(shown, start=1)
     )
@@ -194,7 +221,9 @@ def leaderboard(study: Study, n: int = 10) -> Leaderboard:
 
 def _column(proxy: str) -> str:
     """Return the name of a proxy's column, different from all other columns'."""
-    taken = proxy in ("place", "number", "rank_score", "value") or proxy.startswith(("params_", "proxy_", "value_"))
+    taken = proxy in ("place", "number", "rank_score", "value") or proxy.startswith(
+        ("params_", "proxy_", "value_", "number_")
+    )
     return f"proxy_{proxy}" if taken else proxy
 
 

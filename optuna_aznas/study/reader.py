@@ -8,13 +8,14 @@ from optuna.trial import FrozenTrial
 from optuna_aznas import _optuna
 
 _FEW = 32  # up to this many trials are read from the storage one by one; more are read together
+_SMALL = 1000  # in a study of up to this many trials two are read together: a database reads one in seven statements
 
 
 class TrialReader:
     """Reads each trial of one study until it has finished, and then no more: a finished trial never changes.
 
     ``Study.get_trials`` builds a list of all trials, which some storages sort each time, so its cost grows with the
-    study. After the first reading, new trials are therefore read from the storage one by one.
+    study. In a large study, new trials are therefore read from the storage one by one after the first reading.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,9 @@ class TrialReader:
             study: The study, the same each time.
             own: The caller's own running trial, which is then not read from the storage.
         """
-        trials = self._one_by_one(study, own) if self._next and len(self._unfinished) <= _FEW else None
+        n_others = len(self._unfinished) - (own is not None and own.number in self._unfinished)
+        one_by_one = self._next > 0 and n_others <= (_FEW if self._next > _SMALL else 1)
+        trials = self._one_by_one(study, own) if one_by_one else None
         if trials is None:
             all_trials = study.get_trials(deepcopy=False)
             trials = [all_trials[number] for number in self._unfinished] + all_trials[self._next :]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from optuna.study import Study
 
 from optuna_aznas._arguments import check_count
 from optuna_aznas._text import for_plotly
+from optuna_aznas.study.numbers import RecordedNumber, recorded_numbers
 from optuna_aznas.visualization._plotly import (
     RED,
     Figure,
@@ -30,8 +32,11 @@ def plot_complexity(
 
     Args:
         study: The study.
-        budget: The greatest complexity that is allowed, in the unit of ``proxy``, above 0; drawn as a vertical line.
-        proxy: Name of the proxy that measures the cost. The default is in multiply-accumulates.
+        budget: The greatest complexity that is allowed, in the unit of ``proxy``, above 0; drawn as a vertical line. By
+            default the limit of :class:`~optuna_aznas.Limits`, if ``proxy`` has one.
+        proxy: What measures the cost: a proxy, a recorded number such as ``"latency"``
+            (:func:`~optuna_aznas.record_numbers`), or a user attribute that is a number. The default is in
+            multiply-accumulates.
         max_points: Number of trials drawn as points, at least 1. The best are; the others are drawn as a density.
 
     Returns:
@@ -39,7 +44,7 @@ def plot_complexity(
         of the best S takes completed and feasible trials into account.
 
     Raises:
-        ValueError: The study has no such proxy; ``budget`` is not above 0; or ``max_points`` is out of range.
+        ValueError: The study has no such proxy or number; ``budget`` is not above 0; or ``max_points`` is out of range.
         ImportError: Plotly is not installed.
     """
     check_count("max_points", max_points)
@@ -49,13 +54,20 @@ def plot_complexity(
     scored = ScoredTrials.of(study)
     if not len(scored):
         return empty_figure(TITLE, "No scored trial yet.")
-    if proxy not in scored.names:
-        raise ValueError(f"proxy must be one of the study's proxies, {list(scored.names)}; got {proxy!r}.")
-    cost = scored.proxy_scores[:, scored.names.index(proxy)]
+    known = {**_numbers(scored), **dict(zip(scored.names, scored.proxy_scores.T, strict=True))}
+    if proxy not in known:
+        raise ValueError(
+            f"proxy must be one of the study's proxies, {list(scored.names)}, or a number of its trials, "
+            f"{[name for name in known if name not in scored.names]}; got {proxy!r}."
+        )
+    recorded = [numbers[proxy] for trial in scored.trials if proxy in (numbers := recorded_numbers(trial))]
+    if budget is None and recorded:
+        budget = recorded[-1].limit
+    cost = known[proxy]
     finite = np.isfinite(cost)
     scored, cost = scored.take(finite), cost[finite]
     if not len(scored):
-        return empty_figure(TITLE, f"No trial has a finite {for_plotly(proxy)}.")
+        return empty_figure(_title(proxy), f"No trial has a finite {for_plotly(proxy)}.")
     log = bool(cost.min() > 0 and max(cost.max(), budget or 0.0) > 20 * cost.min())
     low, _ = shown_range(scored.rank_scores)
     bounds = (low, -0.04 * low)
@@ -65,7 +77,7 @@ def plot_complexity(
         counted(over, "above the budget"),
         counted(int(np.count_nonzero(~finite)), "not finite, left out"),
     )
-    figure = new_figure(TITLE, [*scored.summary(), *remarks])
+    figure = new_figure(_title(proxy), [*scored.summary(), *remarks])
     add_trials(
         figure,
         scored,
@@ -82,7 +94,9 @@ def plot_complexity(
         rows = rows[np.lexsort((-scored.rank_scores[rows], cost[rows]))]
         add_best_line(figure, cost[rows], scored.rank_scores[rows], end=cost[rows][-1], name="best up to here")
     figure.update_layout(
-        xaxis=axis(title_text=_unit(proxy), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})),
+        xaxis=axis(
+            title_text=_unit(proxy, recorded), tickformat="~s", **({"type": "log", "dtick": "D2"} if log else {})
+        ),
         yaxis=axis(title_text="rank score S (0 is best)", range=list(bounds)),
     )
     if budget:
@@ -92,5 +106,21 @@ def plot_complexity(
     return figure
 
 
-def _unit(proxy: str) -> str:
-    return "complexity (multiply-accumulates)" if proxy == "complexity" else for_plotly(proxy)
+def _title(proxy: str) -> str:
+    return TITLE if proxy == "complexity" else f"{for_plotly(proxy)} and rank score"
+
+
+def _numbers(scored: ScoredTrials) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the recorded numbers and numerical user attributes of n trials by name, each (n,), NaN where missing."""
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    for row, trial in enumerate(scored.trials):
+        own = {key: value for key, value in trial.user_attrs.items() if type(value) in (int, float)}
+        own |= {name: number.measurement.median for name, number in recorded_numbers(trial).items()}
+        for name, value in own.items():
+            found.setdefault(name, np.full(len(scored), np.nan))[row] = value
+    return found
+
+
+def _unit(proxy: str, recorded: list[RecordedNumber]) -> str:
+    unit = "multiply-accumulates" if proxy == "complexity" else recorded[-1].measurement.unit if recorded else ""
+    return for_plotly(f"{proxy} ({unit})" if unit else proxy)

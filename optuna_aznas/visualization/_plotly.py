@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -141,6 +142,11 @@ def shown_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
         low, high = max(low, first - 3.0 * (third - first)), min(high, third + 3.0 * (third - first))
     margin = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
     return float(low - margin), float(high + margin)
+
+
+def in_lines(remark: str) -> list[str]:
+    """Return a long remark for a title, plotly text, as one remark a line."""
+    return textwrap.wrap(remark, _LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def counted(n: int, what: str) -> str:

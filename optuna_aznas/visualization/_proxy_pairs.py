@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 
 from optuna_aznas._arguments import check_count
 from optuna_aznas._text import for_plotly
+from optuna_aznas.aggregation.consensus import describe_weights
 from optuna_aznas.visualization._plotly import (
     COLORSCALE,
     GREY,
@@ -22,6 +23,7 @@ from optuna_aznas.visualization._plotly import (
     counted,
     empty_figure,
     graph_objects,
+    in_lines,
     in_two_lines,
     new_figure,
     shown_range,
@@ -40,7 +42,9 @@ def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_
     """Plot each proxy against each other, with Spearman's rank correlation over all scored trials.
 
     Two proxies with a high correlation tell almost the same; with a negative correlation no network is the best under
-    both. The points are coloured by S. Outliers and ``-inf`` are drawn in grey on the border.
+    both. A line below the title names each proxy shown that counts less in S, as it contradicts the others
+    (:func:`~optuna_aznas.aggregation.consensus_weights`). The points are coloured by S. Outliers and ``-inf`` are drawn
+    in grey on the border.
 
     Args:
         study: The study.
@@ -74,6 +78,12 @@ def plot_proxy_pairs(study: Study, *, proxies: Sequence[str] | None = None, max_
     return _panels(scored, names, table, correlation, max_points)
 
 
+def _reduced(scored: ScoredTrials, names: list[str]) -> list[str]:
+    """Return remarks on those of the proxies that count less in S than others."""
+    weights = dict(zip(scored.names, scored.weights, strict=True))
+    return in_lines(describe_weights([for_plotly(name) for name in names], [weights[name] for name in names]))
+
+
 def rank_correlation(table: _Floats) -> _Floats:
     """Return Spearman's rank correlation of the columns of a table (n, m), shape (m, m).
 
@@ -87,7 +97,7 @@ def rank_correlation(table: _Floats) -> _Floats:
 
 
 def _correlations(scored: ScoredTrials, names: list[str], correlation: _Floats) -> Figure:
-    figure = new_figure(f"{TITLE}: rank correlation", [*scored.summary(), "Spearman's ρ"])
+    figure = new_figure(f"{TITLE}: rank correlation", [*scored.summary(), "Spearman's ρ", *_reduced(scored, names)])
     labels = [in_two_lines(name) for name in names]
     figure.add_trace(
         graph_objects().Heatmap(
@@ -118,7 +128,9 @@ def _panels(scored: ScoredTrials, names: list[str], table: _Floats, correlation:
     drawn = np.clip(table[rows], lows + inset, highs - inset)
     outside = np.any(drawn != table[rows], axis=1)
     remark = counted(int(np.count_nonzero(outside)), "with a score off the axes (grey, on the border)")
-    figure = new_figure(TITLE, [*scored.summary(), drawn_remark(len(rows), len(scored)), remark])
+    figure = new_figure(
+        TITLE, [*scored.summary(), drawn_remark(len(rows), len(scored)), remark, *_reduced(scored, names)]
+    )
     figure.update_layout(showlegend=False)
     size = (1.0 - _GAP * (m - 2)) / (m - 1)
     for panel, (column, row) in enumerate(pairs, start=1):

@@ -145,12 +145,11 @@ def test_all_that_is_printed_is_within_the_budget(run, folder):
     status, out, _ = search(run, "--budget", "0.06M", "--format", "json", "-n", "100", trials=25)
     assert status == 0
     printed = json.loads(out)
-    assert printed
     assert all(row["complexity"] <= 60_000 for row in printed)
     study = study_of(folder)
-    over = [trial.number for trial in study.trials if trial.user_attrs["aznas:complexity"] > 60_000]
-    assert over
-    assert len(over) + len(printed) == 25
+    assert len(study.trials) == 25
+    for trial in study.trials:
+        assert trial.user_attrs["aznas:number:complexity"]["median"] == trial.values[-1] <= 60_000
     assert study.user_attrs["aznas:budget"] == 60_000
     assert json.loads(run("top", "-n", "100", "--format", "json")[1]) == printed
 
@@ -167,9 +166,28 @@ def test_other_proxies(run, folder):
     status, out, _ = search(run, "--proxies", "trainability,complexity")
     assert status == 0
     assert out.splitlines()[0].split() == ["place", "trial", "S", "trainability", "complexity", "params"]
-    status, _, err = search(run, "--proxies", "trainability,expressivity", "--budget", "1M", "--study-name", "other")
-    assert status == 2
-    assert "--budget needs 'complexity'" in err
+    status, out, _ = search(run, "--proxies", "trainability,expressivity", "--budget", "1M", "--study-name", "other")
+    assert status == 0
+    assert "complexity" in out.splitlines()[0].split()  # it is limited, though it is no proxy
+
+
+def test_limits(run, folder):
+    limits = ("--limit", "parameters=1.5k", "--limit", "latency=10s", "--limit", "peak_memory=1GB")
+    status, out, _ = search(run, *limits, "--format", "json", "-n", "100", trials=8)
+    assert status == 0
+    printed = json.loads(out)
+    assert len(printed) == len(study_of(folder).trials) == 8
+    assert all(0 < row["number_latency"] < 10_000 and row["number_parameters"] <= 1500 for row in printed)
+    status, _, err = search(run, "--limit", "parameters=2k")
+    assert status == 1
+    assert (
+        "study 'build' was searched with --limit latency=10000 --limit parameters=1500 --limit peak_memory=1000000000, "
+        "not --limit parameters=2000" in err
+    )
+    status, _, _ = search(run, trials=2)  # what is left out is as before
+    assert status == 0
+    assert len(study_of(folder).trials) == 10
+    assert all(trial.user_attrs["aznas:number:parameters"]["median"] <= 1500 for trial in study_of(folder).trials)
 
 
 def test_a_space_that_fails(run, folder):
@@ -315,6 +333,10 @@ def test_dashboard_publishes(run, folder, storage):
         (["search", "nas_bench_201", "--timeout", "soon"], 2, "a time above 0 such as 90, 15m or 2h"),
         (["search", "nas_bench_201", "--budget", "-4"], 2, "a number above 0 such as 450M"),
         (["search", "nas_bench_201", "--budget", "4Q"], 2, "a number above 0 such as 450M"),
+        (["search", "nas_bench_201", "--limit", "speed=4"], 2, "one of parameters, complexity, peak_memory, latency"),
+        (["search", "nas_bench_201", "--limit", "latency"], 2, "one of parameters, complexity, peak_memory, latency"),
+        (["search", "nas_bench_201", "--limit", "latency=15M"], 2, "such as parameters=2M, latency=15ms"),
+        (["search", "nas_bench_201", "--limit", "parameters=-2M"], 2, "such as parameters=2M, latency=15ms"),
         (["search", "nas_bench_201", "--device", "tpu9"], 2, "device 'tpu9' is not usable"),
         (["search", "nas_bench_201", "--proxies", "magic,complexity"], 2, "proxies must be"),
         (["search", "nas_bench_201", "--storage", "nas.db"], 2, "--storage must be a URL"),
@@ -357,6 +379,22 @@ def test_as_a_module_and_into_a_pipe(folder):
 
 
 @pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("parameters=2M", ("parameters", 2e6)),
+        ("complexity=450m", ("complexity", 450e6)),
+        ("latency=15ms", ("latency", 15.0)),
+        ("latency=1.5 s", ("latency", 1500.0)),
+        ("latency=15", ("latency", 15.0)),
+        ("peak_memory=100MB", ("peak_memory", 1e8)),
+        (" parameters = 1e6 ", ("parameters", 1e6)),
+    ],
+)
+def test_limit_values(text, limit):
+    assert cli._options.limit(text) == limit
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("450M", 4.5e8), ("1.5g", 1.5e9), ("200k", 2e5), ("4.5e8", 4.5e8), ("1000", 1000.0)]
 )
 def test_budgets(text, value):
@@ -366,3 +404,19 @@ def test_budgets(text, value):
 @pytest.mark.parametrize(("text", "value"), [("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), ("2h", 7200.0)])
 def test_times(text, value):
     assert cli._options.seconds(text) == value
+
+
+def test_python_continues_a_search_of_the_command_line_only_with_its_evaluator(run, folder):
+    url = f"sqlite:///{folder}/scoring.db"
+    options = ("--input-shape", "3,8,8", "--batch-size", "2", "--trials", "2", "--storage", url, "--quiet")
+    status, _, _ = run("search", "my_nets:build", *options)
+    assert status == 0
+    arguments = {"input_shape": (3, 8, 8), "batch_size": 2, "device": "cpu"}
+    study = az.create_study(
+        study_name="build", storage=url, evaluator=az.ProxyEvaluator(**arguments), load_if_exists=True
+    )
+    assert all(trial.user_attrs["aznas:scoring"]["n_blocks"] >= 2 for trial in study.trials)
+    with pytest.raises(ValueError, match="seed=1 instead of 0"):
+        az.create_study(
+            study_name="build", storage=url, evaluator=az.ProxyEvaluator(**arguments, seed=1), load_if_exists=True
+        )

@@ -44,14 +44,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def interrupts_raise():
-    """Ctrl-C raises here also where the tests were started with it ignored, as a shell does in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def traces():
     """Everything global that scoring touches."""
     return (

@@ -63,7 +63,7 @@ def evaluator():
     return az.ProxyEvaluator((3, 10, 10), device="cpu")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -78,13 +78,27 @@ def no_idle_workers():
 
 
 @pytest.mark.parametrize("n_workers", [0, 1, 2])
-def test_results_are_those_of_single_calls_in_order(n_workers, evaluator, one_thread):
+def test_results_are_those_of_single_calls(n_workers, evaluator):
     widths = [24, 2, 8, 16, 4, 3]
     models = [build(width) if width == 8 else functools.partial(build, width) for width in widths]
     results = list(evaluator.map(models, n_workers=n_workers))
     assert results == [evaluator(build(width)) for width in widths]
     assert [result.names for result in results] == [evaluator.proxies] * len(widths)
     assert repr(results[0].blocks) == repr(evaluator(build(24)).blocks)  # NaN is equal to NaN in text
+
+
+def test_results_wait_for_those_before_them(evaluator, tmp_path):
+    def after_the_third():
+        while not (tmp_path / "third").exists():
+            threading.Event().wait(0.01)
+        return build(8)
+
+    def third():  # the worker that takes it has answered for the second
+        (tmp_path / "third").touch()
+        return build(6)
+
+    results = list(evaluator.map([after_the_third, lambda: build(4), third], n_workers=2))
+    assert results == [evaluator(build(width)) for width in (8, 4, 6)]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -103,6 +117,20 @@ def test_an_error_that_cannot_be_pickled_arrives_in_words(evaluator):
     (result,) = evaluator.map([raises_what_cannot_be_pickled], n_workers=2)
     assert isinstance(result, RuntimeError)
     assert str(result) == "TwoArgumentsError: this, that"
+
+
+def test_an_error_that_only_the_worker_knows_costs_one_model(evaluator, tmp_path):
+    (tmp_path / "only_there.py").write_text("class OddError(Exception):\n    pass\n")
+
+    def raises():
+        sys.path.insert(0, str(tmp_path))
+        import only_there
+
+        raise only_there.OddError
+
+    results = list(evaluator.map([raises, *builders([4])], n_workers=2))
+    assert isinstance(results[0], ModuleNotFoundError)
+    assert isinstance(results[1], az.ProxyScores)
 
 
 @pytest.mark.parametrize(("dies", "how"), [(exits, "exit status 3"), (is_killed, "killed by SIGKILL")])
@@ -130,6 +158,27 @@ def test_workers_are_used_again_with_another_evaluator(evaluator):
     other = evaluator.replace(seed=1, proxies=["expressivity", "complexity"])
     assert list(other.map(builders([4]), n_workers=2)) == list(other.map(builders([4]), n_workers=1))
     assert set(_workers._idle) == before
+
+
+class Counted:
+    """A function that leaves a line in a file each time that it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        with self.file.open("a") as file:
+            file.write("unpickled\n")
+
+    def __call__(self, number):
+        return number
+
+
+def test_the_function_is_sent_to_a_worker_once(tmp_path):
+    function = Counted(tmp_path / "log")
+    assert list(_workers.call_each(function, range(5), n_workers=1, n_ahead=2)) == [0, 1, 2, 3, 4]
+    assert function.file.read_text() == "unpickled\n"
 
 
 def test_workers_look_for_modules_where_the_caller_does(evaluator, tmp_path, monkeypatch):
@@ -290,6 +339,8 @@ def script(folder, ending):
     return subprocess.Popen(
         [sys.executable, "script.py"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A test run in the background ignores interrupts, and its children would inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

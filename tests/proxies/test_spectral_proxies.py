@@ -105,7 +105,7 @@ def test_spectrum_against_numpy(matrix, scale):
 
 
 def block(entropy: float, step: float, iso: float = math.nan, rank: float = math.nan) -> BlockScores:
-    return BlockScores("b", (4, 4, 4), entropy, step, 1.0, 0.0, 1.0, iso, rank)
+    return BlockScores("b", (4, 4, 4), entropy, step, 1.0, 0.0, 1.0, iso, rank, channels=4)
 
 
 def test_retention_adds_losses_only():

@@ -205,3 +205,22 @@ def test_a_network_that_asks_for_less_is_recognised_while_it_runs():
     view.update(study.trials[trial.number])
     assert view.is_duplicate({"depth": 1, "width": 5})
     assert not view.is_duplicate({"depth": 2, "width": 5})
+
+
+def test_a_claim_costs_no_more_statements_with_more_workers(tmp_path):
+    """Databases read a trial in seven statements, and several trials together in as many."""
+
+    def n_statements(n_others):
+        url = f"sqlite:///{tmp_path}/{n_others}.db"
+        study = optuna.create_study(directions=["maximize"] * 2, storage=url, sampler=az.AZNASSampler(seed=0))
+        for _ in range(n_others):
+            study.ask().suggest_categorical("x", OPERATIONS)
+        trial = study.ask()
+        statements = []
+        sqlalchemy.event.listen(
+            study._storage._backend.engine, "before_cursor_execute", lambda *c: statements.append(c)
+        )
+        trial.suggest_categorical("x", OPERATIONS)
+        return len(statements)
+
+    assert n_statements(6) == n_statements(2)

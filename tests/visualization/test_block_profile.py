@@ -70,9 +70,9 @@ def test_two_models_on_the_same_scales(model, evaluator):
 
 def test_a_dead_block_is_marked():
     blocks = [
-        BlockScores("stem", (8, 8, 8), 1.5, math.nan, math.nan, math.nan, 100.0, math.nan, math.nan),
-        BlockScores("dead", (8, 8, 8), math.nan, math.nan, 0.0, -1e6, 100.0, math.nan, math.nan),
-        BlockScores("same", (8, 8, 8), 1.5, math.nan, 1.0, -math.inf, 0.0, math.nan, math.nan),
+        BlockScores("stem", (8, 8, 8), 1.5, math.nan, math.nan, math.nan, 100.0, math.nan, math.nan, channels=8),
+        BlockScores("dead", (8, 8, 8), math.nan, math.nan, 0.0, -1e6, 100.0, math.nan, math.nan, channels=8),
+        BlockScores("same", (8, 8, 8), 1.5, math.nan, 1.0, -math.inf, 0.0, math.nan, math.nan, channels=8),
     ]
     scores = az.ProxyScores([1.0], names=["expressivity"], blocks=blocks)
     marks = [t for t in plot_block_profile(scores).data if t.type == "scatter" and t.marker.symbol == "x"]
@@ -83,7 +83,8 @@ def test_a_dead_block_is_marked():
 
 @pytest.mark.parametrize(("sigma", "marked"), [(0.49, True), (0.51, False), (1.99, False), (2.01, True)])
 def test_a_spectral_norm_is_marked_where_diagnose_finds_it(sigma, marked):
-    block = BlockScores("b", (8, 8, 8), 1.5, 0.1, sigma, block_trainability(sigma), 100.0, math.nan, math.nan)
+    t = block_trainability(sigma)
+    block = BlockScores("b", (8, 8, 8), 1.5, 0.1, sigma, t, 100.0, math.nan, math.nan, channels=8)
     found = _gradient_finding(block) is not None
     figure = plot_block_profile(az.ProxyScores([1.0], names=["a"], blocks=[block]))
     marks = [t for t in figure.data if t.marker.color == RED]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -121,6 +122,17 @@ def test_pairs_of_many_proxies_are_a_table():
     assert len(chosen.layout.annotations) == 1
     with pytest.raises(ValueError, match="proxies must be two or more of"):
         visualization.plot_proxy_pairs(study, proxies=["p3", "p9"])
+
+
+@pytest.mark.parametrize("m", [4, 6])  # panels, and a table of correlations
+def test_pairs_name_a_proxy_that_counts_less(m):
+    names = [f"p{i}" for i in range(m - 1)] + ["<c>"]
+    study = az.create_study(proxies=names)
+    study.add_trials([create_trial(values=[float(i)] * (m - 1) + [-float(i)]) for i in range(20)])
+    title = visualization.plot_proxy_pairs(study).layout.title.text
+    words = "&lt;c&gt; is not counted, as it ranks these networks against the other proxies"
+    assert words in re.sub(r"<br><span[^>]*>|</span>", " ", title).replace("  ", " ")
+    assert "counted" not in visualization.plot_proxy_pairs(study, proxies=names[:2]).layout.title.text
 
 
 def test_a_constant_proxy_has_no_correlation():

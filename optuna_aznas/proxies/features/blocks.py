@@ -7,9 +7,9 @@ the layers of a transformer. Their outputs and the stem's are the features that 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import nn
 
@@ -20,6 +20,20 @@ BlockChoice: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] 
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class Inside(NamedTuple):
+    """What of a block may be features of its own.
+
+    Attributes:
+        sums: Whether its residual sums are, as in a transformer's layer.
+        units: Its own units by name: where they run one after another, the block is a stage, and they are the blocks.
+    """
+
+    sums: bool
+    units: Mapping[str, nn.Module]
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
@@ -29,13 +43,13 @@ class BlockPlan:
         blocks: Modules whose outputs are features, by name; may be empty if ``automatic``.
         automatic: Whether they were found and not chosen by the user.
         trusted: Whether they were chosen by the user, or the module tree leaves little doubt that they are the blocks.
-        split: Names of those that may be split at their residual sums.
+        inside: What may be features within a block, by the block's name; blocks that are whole are left out.
     """
 
     blocks: dict[str, nn.Module]
     automatic: bool
     trusted: bool
-    split: frozenset[str] = frozenset()
+    inside: Mapping[str, Inside] = dataclasses.field(default_factory=dict)
 
 
 def plan_blocks(model: nn.Module, blocks: BlockChoice = None) -> BlockPlan:
@@ -52,8 +66,9 @@ def plan_blocks(model: nn.Module, blocks: BlockChoice = None) -> BlockPlan:
     if not (blocks is None or blocks == "auto"):
         return BlockPlan(find_blocks(model, blocks), automatic=False, trusted=True)
     found = _find_automatically(model)
-    split = frozenset(name for name, block in found.items() if _may_be_split(block))
-    return BlockPlan(found, automatic=True, trusted=bool(found) and _is_telling(model, found), split=split)
+    inside = {name: Inside(_sums_are_features(block), _units_of_a_stage(name, block)) for name, block in found.items()}
+    inside = {name: looked_at for name, looked_at in inside.items() if looked_at.sums or looked_at.units}
+    return BlockPlan(found, automatic=True, trusted=bool(found) and _is_telling(model, found), inside=inside)
 
 
 def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Module]:
@@ -95,24 +110,30 @@ def find_blocks(model: nn.Module, blocks: BlockChoice = None) -> dict[str, nn.Mo
     return found
 
 
-def _may_be_split(block: nn.Module) -> bool:
+def _sums_are_features(block: nn.Module) -> bool:
     """Whether a block's residual sums are features, as those of a transformer's layer are."""
     return has_children(block) and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())
+
+
+def _units_of_a_stage(name: str, block: nn.Module) -> dict[str, nn.Module]:
+    """Return the units of a block that may be a stage by their names in the model; none if no container holds any."""
+    return dict(_units(block, f"{name}.")) if _holds_units(block) else {}
 
 
 def _is_telling(model: nn.Module, found: dict[str, nn.Module]) -> bool:
     """Whether modules found in the tree are blocks beyond doubt.
 
-    They are where containers hold most of them and none of the others holds repeated units of its own, or where they
-    form a chain that ``Sequential`` runs.
+    They are where containers hold them, with few others before, between and behind, none of which holds units of its
+    own. How many units a container holds does not matter, so the answer is the same for the networks of a space that
+    differ in their depth. A chain of plain layers is not: each block is several of them.
     """
-    parents = _parents(model, found)
     if not any(map(has_children, found.values())):
-        recurrent = any(isinstance(m, nn.RNNBase | nn.MultiheadAttention) for m in model.modules())
-        in_sequence = all(type(parent).forward is nn.Sequential.forward for parent in parents.values())
-        return in_sequence and not recurrent
-    loose = [name for name in found if not isinstance(parents[_parent(name)], _CONTAINERS)]
-    if 2 * len(loose) >= len(found) or any(_holds_units(found[name]) for name in loose):
+        return False
+    parents = _parents(model, found)
+    containers = {name for name, parent in parents.items() if isinstance(parent, _CONTAINERS)}
+    held = {type(unit) for name, unit in found.items() if _parent(name) in containers} - set(_CONTAINERS)
+    loose = [unit for name, unit in found.items() if _parent(name) not in containers and type(unit) not in held]
+    if not containers or len(loose) > len(containers) + 1 or any(map(_holds_units, loose)):
         return False
     return not any(_is_layer_in_pieces(model, name, parent) for name, parent in parents.items())
 
@@ -127,13 +148,8 @@ def _parents(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
 
 
 def _holds_units(module: nn.Module) -> bool:
-    """Whether a container within a module holds two units of one class."""
-    for inner in module.modules():
-        if isinstance(inner, _CONTAINERS):
-            kinds = [type(m) for m in inner if has_children(m) and not isinstance(m, _CONTAINERS)]
-            if len(kinds) > len(set(kinds)):
-                return True
-    return False
+    """Whether a container within a module holds a unit."""
+    return any(isinstance(inner, _CONTAINERS) and any(map(_is_unit, inner)) for inner in module.modules())
 
 
 def _is_layer_in_pieces(model: nn.Module, name: str, parent: nn.Module) -> bool:
@@ -177,10 +193,12 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the blocks as :func:`find_blocks` describes; empty if there are fewer than two."""
+    """Return the blocks as :func:`find_blocks` describes; empty if there are too few."""
     units = dict(_units(model))
     while len(units) == 1:  # a wrapper or an encoder: open it
         ((name, unit),) = units.items()
+        if _is_only_layer(model, name, unit):
+            return units
         inner = dict(_units(unit, f"{name}."))
         if not inner:
             break
@@ -192,6 +210,13 @@ def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
             return chain
     units = _without_head(model, units)
     return units if len(units) >= 2 else {}
+
+
+def _is_only_layer(model: nn.Module, name: str, unit: nn.Module) -> bool:
+    """Whether the only unit of a model is the one layer of a transformer, whose sums are features."""
+    parent = _parent(name)
+    in_container = bool(parent) and isinstance(model.get_submodule(parent), _CONTAINERS)
+    return in_container and _sums_are_features(unit) and not _holds_units(unit)
 
 
 def _without_head(model: nn.Module, units: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -235,8 +260,13 @@ def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
         elif isinstance(child, nn.Sequential):
             if has_weight(child):
                 yield name, child
-        elif not isinstance(child, nn.ModuleList) and has_children(child):
+        elif _is_unit(child):
             yield name, child
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """Whether a module is made of others, and neither a container nor a normalisation with an activation inside."""
+    return has_children(module) and not isinstance(module, (*_CONTAINERS, *_NORMS))
 
 
 def has_children(module: nn.Module) -> bool:
@@ -251,9 +281,10 @@ def has_weight(module: nn.Module) -> bool:
 
 def candidates(model: nn.Module) -> str:
     """Return a sentence for error messages that lists modules to choose as blocks."""
+    layers = [m for m in model.modules() if has_weight(m) and not has_children(m)]
+    if len(layers) == 1:
+        return "Its only layer with weights counts as its head: score a model of two such layers or more."
     names = [name for name, module in model.named_modules() if name and has_weight(module)]
-    if not names and has_weight(model):
-        return "It is a single layer, and the proxies compare features between layers: score a model of two or more."
     if not names:
         return "It has no module with a weight matrix or kernel at all."
     shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")

@@ -12,7 +12,8 @@ their leaves, and the latest one counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Reporter
-from optuna_aznas.proxies.features.blocks import has_children, has_weight
-from optuna_aznas.proxies.features.dataflow import Graph, gradient_nodes, node_of
-from optuna_aznas.proxies.features.record import Recorder, Result, heaviest
+from optuna_aznas.proxies.features.blocks import Inside, has_children, has_weight
+from optuna_aznas.proxies.features.dataflow import gradient_nodes, is_product
+from optuna_aznas.proxies.features.record import Recorder, heaviest
+from optuna_aznas.proxies.features.within import features_within
 from optuna_aznas.proxies.model.forward import call_model
 from optuna_aznas.proxies.model.isolation import without_autocast
 from optuna_aznas.proxies.model.nested import replace_tensor, tensors_in
@@ -34,38 +36,47 @@ _LEAF = "_optuna_aznas_leaf"
 _INDEX = "_optuna_aznas_index"
 
 
-def run_blocks(request: PassRequest, blocks: Mapping[str, nn.Module], split: Collection[str] = ()) -> PassReport:
+def run_blocks(
+    request: PassRequest, blocks: Mapping[str, nn.Module], inside: Mapping[str, Inside] = MappingProxyType({})
+) -> PassReport:
     """Run a model once and report every block, in the order in which they ran.
 
     Args:
         request: The model, and what to report of it.
         blocks: The primary blocks by name. Each call of a block is a feature.
-        split: Names of blocks that are split at their residual sums, where they have several.
+        inside: What of a block may be features of its own, by the block's name.
 
     Raises:
         ProxyEvaluationError: The forward failed, or a block or the model returned no tensor.
     """
     reporter = Reporter(request)
-    recorder = Recorder(lambda: reporter.macs, on=False) if split else None
-    tracer = _Tracer(reporter, recorder)
+    recorder = Recorder(lambda: reporter.macs, on=False) if inside else None
+    tracer = _Tracer(reporter, recorder, inside)
     with reporter.running(recorder) as handles:
         for name, module in blocks.items():
-            splits = name in split
-            handles.append(module.register_forward_pre_hook(tracer.before(name, splits), with_kwargs=True))
-            handles.append(module.register_forward_hook(tracer.after(name, splits)))
-            if splits and recorder is not None:
-                inner = {f"{name}.{n}": m for n, m in module.named_modules() if n and 1 <= len(n.split(".")) <= 2}
-                recorder.watch(inner, handles)
+            handles.append(module.register_forward_pre_hook(tracer.before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(tracer.after(name)))
+            if recorder is not None and name in inside:
+                recorder.watch(_watched(name, module, inside[name].units), handles)
         call_model(request.model, request.inputs, last=lambda: tracer.last)
     return reporter.summary(connected=tracer.is_connected(list(blocks)))
+
+
+def _watched(name: str, block: nn.Module, units: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the modules whose calls are recorded: two levels within a block, and two within each of its units."""
+    watched = dict(units)
+    for outer, module in ((name, block), *units.items()):
+        watched |= {f"{outer}.{n}": m for n, m in module.named_modules() if n and n.count(".") < 2}
+    return watched
 
 
 class _Tracer:
     """The hooks of one pass and their common state."""
 
-    def __init__(self, reporter: Reporter, recorder: Recorder | None) -> None:
+    def __init__(self, reporter: Reporter, recorder: Recorder | None, inside: Mapping[str, Inside]) -> None:
         self.reporter = reporter
         self.recorder = recorder
+        self.inside = inside
         self.raw_storages = {t.untyped_storage().data_ptr() for t in tensors_in(reporter.request.inputs)}
         self.last: tuple[str, torch.Size] | None = None  # the block that ran last, for messages
         self.leaf: Tensor | None = None  # the latest feature, detached
@@ -73,17 +84,23 @@ class _Tracer:
         self.calls: dict[str, int] = {}
         self.ran: list[str] = []
         self.running: list[str] = []
-        self.direct = 0  # blocks whose input was another block's output, unchanged
-        self.merged = 0  # blocks whose input was computed from the outputs of several
+        self.latest: nn.Module | None = None  # the block that began last
+        self.joints = 0  # blocks without those that repeat the block before them, or start from the model's input
+        self.direct = 0  # joints whose input was the output of one block, but for plain operations
+        self.merged = 0  # joints whose input was computed from the outputs of several
         self.looking_back = False  # blocks under a checkpoint run again while gradients are taken
 
     def is_connected(self, order: Sequence[str]) -> bool:
-        """Whether the blocks ran in the given order, as :class:`PassReport` says."""
+        """Whether the blocks ran in the given order, as :class:`PassReport` says.
+
+        Blocks that repeat the one before them are not counted, as how often they do is the network's depth, and blocks
+        of a space should be found in one way whatever its depth.
+        """
         first_runs = list(dict.fromkeys(self.ran))
         in_order = first_runs == [name for name in order if name in self.calls]
-        return in_order and 2 * self.direct >= len(self.ran) - 1 and 4 * self.merged <= len(self.ran)
+        return in_order and 2 * self.direct >= self.joints and 3 * self.merged <= self.joints
 
-    def before(self, name: str, splits: bool) -> Callable[..., Any]:
+    def before(self, name: str) -> Callable[..., Any]:
         """Return the hook that runs before a block and finds the feature that it starts from."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -104,16 +121,17 @@ class _Tracer:
                 cut = self._cut(f"input of {name}", module, given, None)
                 args, kwargs = replace_tensor((args, kwargs), given, cut)
                 given = cut
-            source = self._origin(given)
+            source = self._origin(module, given)
+            self.latest = module
             if source is not None:
                 self.source[name] = source
-            if splits and self.recorder is not None:
+            if name in self.inside and self.recorder is not None:
                 self.recorder.on = source is not None
             return args, kwargs
 
         return hook
 
-    def after(self, name: str, splits: bool) -> Callable[..., Any]:
+    def after(self, name: str) -> Callable[..., Any]:
         """Return the hook that runs after a block, reports its output and cuts the graph there."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -128,7 +146,7 @@ class _Tracer:
                     "floating-point tensor. Choose other blocks with ProxyEvaluator(blocks=[...])."
                 )
             source = self.source.pop(name, None)
-            if splits and self.recorder is not None and self.recorder.on:
+            if name in self.inside and self.recorder is not None and self.recorder.on:
                 self.recorder.on = False
                 if source is not None:
                     source = self._report_inside(name, module, source, feature)
@@ -137,21 +155,23 @@ class _Tracer:
 
         return hook
 
-    def _origin(self, given: Tensor) -> Tensor | None:
-        """Return the latest feature that a block's input depends on."""
+    def _origin(self, module: nn.Module, given: Tensor) -> Tensor | None:
+        """Return the latest feature that a block's input depends on, and count how the block is joined to others."""
         leaf = getattr(given, _LEAF, None)
         if leaf is not None and (given._version == 0 or given.grad_fn is None):
-            self.direct += 1
+            if type(module) is not type(self.latest) or leaf is not self.leaf:
+                self.joints += 1
+                self.direct += 1
             return leaf
-        if given.grad_fn is not None and len(self.reporter.names) > 1:
-            leaves = [getattr(node, "variable", None) for node in gradient_nodes(given)]
-            features = [leaf for leaf in leaves if hasattr(leaf, _INDEX)]
-            self.merged += len(features) > 1
-            self.direct += leaf is not None and len(features) == 1  # changed in place, without another feature
-            if features:
-                return max(features, key=lambda leaf: getattr(leaf, _INDEX))
-        # The model's own input is no feature: a block that starts from it begins another branch.
-        return None if given.untyped_storage().data_ptr() in self.raw_storages else self.leaf
+        nodes = gradient_nodes(given)
+        variables = [getattr(node, "variable", None) for node in nodes]
+        features = [variable for variable in variables if hasattr(variable, _INDEX)]
+        if not features and given.untyped_storage().data_ptr() in self.raw_storages:
+            return None  # the model's own input is no feature: a block that starts from it begins another branch
+        self.joints += 1
+        self.merged += len(features) > 1
+        self.direct += len(features) == 1 and (leaf is not None or not any(map(is_product, nodes)))
+        return max(features, key=lambda feature: getattr(feature, _INDEX), default=self.leaf)
 
     def _has_stem_before(self, module: nn.Module, given: Tensor) -> bool:
         """Whether the input of the first block is the stem's feature.
@@ -163,14 +183,18 @@ class _Tracer:
         return given.is_floating_point() and not raw and (has_children(module) or has_weight(module))
 
     def _report_inside(self, name: str, module: nn.Module, source: Tensor, output: Tensor) -> Tensor:
-        """Report the features at a block's residual sums, except the last, and return the last one reported."""
+        """Report the features within a block, and return the last one reported."""
         assert self.recorder is not None
         begin = 0
-        for k, result in enumerate(residual_sums(source, output, self.recorder), 1):
-            call = heaviest(self.recorder.calls, begin, result.index)
-            inner = call.name if call is not None else f"{name}, sum {k}"
+        found = features_within(source, output, self.recorder, self.inside[name])
+        for k, (result, unit) in enumerate(found, 1):
+            if unit is not None:
+                inner, of = unit.name, unit.module
+            else:
+                call = heaviest(self.recorder.calls, begin, result.index)
+                inner, of = f"after {call.name}" if call is not None else f"after {name}, feature {k}", module
             begin = result.index
-            self._report(f"after {inner}{self._which_call(name)}", module, result.tensor, source, result.macs)
+            self._report(inner + self._which_call(name), of, result.tensor, source, result.macs)
             source = result.tensor
         return source
 
@@ -182,8 +206,7 @@ class _Tracer:
         index = self._report(name, module, feature, source, self.reporter.macs)
         with torch._C.DisableTorchFunction():  # this is not the model's own work, and not to be counted
             leaf = feature.detach()
-            if self.reporter.request.draw_cotangent is not None or self.recorder is not None:
-                leaf.requires_grad_()
+            leaf.requires_grad_()  # also where no products are taken: the graph tells what a block starts from
             self.leaf = leaf
             setattr(leaf, _INDEX, index)
             # A copy, because what follows may work in place, which autograd forbids on a leaf.
@@ -209,27 +232,3 @@ def _main_input(given: Any) -> Tensor | None:
         if hasattr(tensor, _LEAF):
             return tensor
     return next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0] if tensors else None)
-
-
-def residual_sums(source: Tensor, output: Tensor, recorder: Recorder) -> list[Result]:
-    """Return the results at a block's residual sums, such as the one after attention; without the last sum.
-
-    Where plain operations follow a sum, such as the normalisation in post-norm transformers, their result is returned.
-    """
-    if output.grad_fn is None or not source.requires_grad:
-        return []
-    start = node_of(source)
-    pieces = Graph(output.grad_fn, {start}).chain()
-    found = []
-    for i, piece in enumerate(pieces):
-        if not piece.residual:
-            continue
-        result = recorder.at(piece.end)
-        for following in pieces[i + 1 :]:
-            if following.products or following.branches:
-                break
-            later = recorder.at(following.end)
-            if later is not None and (result is None or later.tensor.shape == result.tensor.shape):
-                result = later
-        found.append(result)
-    return [result for result in found[:-1] if result is not None and result.tensor.shape == output.shape]

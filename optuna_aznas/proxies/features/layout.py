@@ -16,10 +16,11 @@ def channels_first(feature: Tensor, modules: Iterable[nn.Module]) -> bool:
     in tokens (B, N, C), vectors (B, C), and images (B, H, W, C) of networks that apply linear layers to them.
 
     The shape alone cannot tell these apart, so the layers that computed the feature decide. A convolution or batch
-    normalisation whose number of channels is the size of dimension 1 speaks for first, a linear layer, embedding or
-    layer normalisation whose number of features is the size of the last dimension for last. The latest such layer
-    counts; with four dimensions or more any layer that speaks for first decides. Where no layer fits, channels come
-    first with four dimensions or more, and last otherwise.
+    normalisation whose number of channels is the size of dimension 1 speaks for first. Where it is the size of the last
+    dimension instead, the output was permuted, and it speaks for last, unless the dimension before has that size, too,
+    as in a square image. A linear layer, embedding or layer normalisation whose number of features is the size of the
+    last dimension speaks for last. The latest such layer counts; with four dimensions or more any layer that speaks for
+    first decides. Where no layer fits, channels come first with four dimensions or more, and last otherwise.
 
     Args:
         feature: The feature, batch first.
@@ -30,10 +31,13 @@ def channels_first(feature: Tensor, modules: Iterable[nn.Module]) -> bool:
     first = last = 0
     for i, module in enumerate(modules, 1):
         if isinstance(module, _OVER_CHANNELS):
-            if _channels(module) == feature.shape[1]:
+            channels = _channels(module)
+            if channels == feature.shape[1]:
                 first = i
                 if feature.ndim > 3:
                     return True
+            elif channels == feature.shape[-1] != feature.shape[-2]:
+                last = i
         elif _features(module) == feature.shape[-1]:
             last = i
     return first >= last if first or last else feature.ndim > 3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Reporter
-from optuna_aznas.proxies.features.blocks import has_children
+from optuna_aznas.proxies.features.blocks import has_children, has_weight
 from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
 from optuna_aznas.proxies.model.forward import call_model
@@ -63,11 +63,13 @@ class _Feature:
     previous: Node | None
 
 
-def run_whole(request: PassRequest) -> PassReport:
+def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     """Run a model once as a whole, find its features, and report them in the order of execution.
 
     Args:
         request: The model, and what to report of it.
+        with_input: Whether the input of a model of one layer below its head is a feature, too. That of a perceptron is
+            in any case, as it has no stem.
 
     Raises:
         NotFoundError: The model has fewer than two such features.
@@ -90,6 +92,9 @@ def run_whole(request: PassRequest) -> PassReport:
             "Let it run without torch.no_grad, or name blocks with ProxyEvaluator(blocks=[...])."
         )
     features = _features(end, recorder)
+    if features and (_is_perceptron(recorder) or (with_input and _is_one_layer(features, recorder))):
+        features = [_Feature(recorder.result_of_input(), None), *features]
+        features[1] = dataclasses.replace(features[1], previous=recorder.input_node)
     if len(features) < 2:
         raise NotFoundError("fewer than two tensors are such that everything passes through them")
     _report(features, recorder, reporter)
@@ -107,18 +112,35 @@ class _SourceRecorder(Recorder):
         self._whole: dict[int, Tensor] = {}  # whole numbers that depend on the inputs, by id; kept so that ids last
         self._main: int | None = None
         self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
+        self.layers_are_blocks = False  # whether no piece with branches tells blocks from other layers
+        self.input: Tensor | None = None  # the model's input, where it has one, of floating point
 
     def as_sources(self, inputs: Any) -> Any:
         """Return the inputs with each floating-point tensor a source."""
         self._main = id(next(tensors_in(inputs)))
+        given: list[Tensor] = []
 
         def source(tensor: Tensor) -> Tensor:
             if tensor.is_floating_point():
-                return self._source(tensor, looked_up=False)
-            self._whole[id(tensor)] = tensor
+                tensor = self._source(tensor, looked_up=False)
+            else:
+                self._whole[id(tensor)] = tensor
+            given.append(tensor)
             return tensor
 
-        return map_tensors(source, inputs)
+        inputs = map_tensors(source, inputs)
+        self.input = given[0] if len(given) == 1 and given[0].is_floating_point() else None
+        return inputs
+
+    @property
+    def input_node(self) -> Node | None:
+        """The node of the model's only input."""
+        return None if self.input is None else self.input.grad_fn
+
+    def result_of_input(self) -> Result:
+        """Record the model's only input as a result, so that it can be a feature, and return that."""
+        assert self.input is not None
+        return self.results.setdefault(self.input_node, Result(self.input, 0, 0.0, ""))
 
     def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
         leaf = tensor.detach().requires_grad_()
@@ -155,6 +177,18 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
                 found[node] = feature
             previous = result
     return sorted(found.values(), key=lambda feature: feature.result.index)
+
+
+def _is_perceptron(recorder: _SourceRecorder) -> bool:
+    """Whether the model's layers are its blocks, and its only input holds vectors."""
+    return recorder.layers_are_blocks and recorder.input is not None and recorder.input.ndim == 2
+
+
+def _is_one_layer(features: Sequence[_Feature], recorder: _SourceRecorder) -> bool:
+    """Whether the model has a single input and a single feature, and one call of a layer with weights before it."""
+    layers = [call for call in recorder.calls if has_weight(call.module) and not has_children(call.module)]
+    before = [call for call in layers if call.begin < features[0].result.index]
+    return recorder.input is not None and len(features) == len(before) == 1
 
 
 def _by_function(pieces: Sequence[Piece], recorder: Recorder) -> list[Piece]:
@@ -214,10 +248,13 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
     """
     working = [i for i, piece in enumerate(pieces) if piece.products]
     units = [i for i in working if pieces[i].is_unit]
+    if len(units) == 1 and not (pieces[units[0]].residual and (looked_up or units[0] != working[0])):
+        units = []  # a single one that is no residual block says nothing, and without a stem it is the only feature
+    recorder.layers_are_blocks = not units
     groups = _groups(pieces, working, units, recorder)
     found: list[Result] = []
     longest = 0  # the most passive pieces that a block took in
-    if looked_up and groups and (groups[0][0] in units or len(units) < 2):
+    if looked_up and groups and (groups[0][0] in units or not units):
         embedded, _ = _end_of_block(pieces, 0, range(1, groups[0][0]), recorder, stem=True)
         found += [embedded] if embedded is not None else []
     for k, group in enumerate(groups):
@@ -226,7 +263,7 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
         passive = range(group[-1] + 1, limit)
         if k == len(groups) - 1 and k and len(units) >= 2:
             passive = passive[:longest]
-        stem = not found and group[0] not in units
+        stem = not found and group[0] not in units and len(groups) > 1
         result, used = _end_of_block(pieces, group[-1], passive, recorder, stem=stem)
         if group[-1] in units:
             longest = max(longest, used)
@@ -240,10 +277,10 @@ def _groups(
 ) -> list[list[int]]:
     """Group the pieces with products: each group is the stem or a block.
 
-    With two units or more, each unit (a piece with branches) is a block of its own. The layers between two units form a
-    block together, a transition; a layer in a module of the same class as the units' modules, such as a bottleneck
-    without shortcut, is a block of its own. The layers before the first unit form the stem, those after the last the
-    head. With fewer units each layer is a block, and the head is left out.
+    Where there are units (pieces with branches; a single one must be a residual block), each is a block of its own. The
+    layers between two units form a block together, a transition; a layer in a module of the same class as the units'
+    modules, such as a bottleneck without shortcut, is a block of its own. The layers before the first unit form the
+    stem, those after the last the head. Without units each layer is a block, and the head is left out.
 
     Args:
         pieces: The pieces from a source to the output.
@@ -251,7 +288,7 @@ def _groups(
         units: The indices of those with products and branches.
         recorder: What was computed there.
     """
-    if len(units) < 2:
+    if not units:
         body = [i for i in working if i in units or not _is_linear(pieces[i])]
         kept = working[: working.index(body[-1]) + 2] if body else working
         if kept and not _is_recurrent(pieces[kept[-1]]):
@@ -359,6 +396,9 @@ def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, n
 
     A feature is named after the module whose output it is, or else after the largest module that ran before it.
     """
+    if result.tensor is recorder.input:
+        root = next(call.module for call in recorder.calls if not call.name)
+        return f"input of {type(root).__name__}", root, ()
     begun = [call for call in recorder.calls if call.name and begin <= call.begin < result.index]
     layers = tuple(call.module for call in begun if not has_children(call.module))
     giving = [call for call in begun if call.node is result.tensor.grad_fn]

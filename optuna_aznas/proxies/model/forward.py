@@ -127,7 +127,9 @@ def _is_ours(tb: TracebackType | None) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    """Return an error's class and first line as a sentence."""
+    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
 def _explain(
@@ -170,32 +172,31 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _wrong_dimensions(error: Exception, model: nn.Module, inputs: Any) -> str:
-    """Return a remedy for a batch with a dimension too many or too few for a model's convolutions; else nothing."""
-    kinds = {d for d in (1, 2, 3) if any(isinstance(m, _CONVOLUTIONS[d]) for m in model.modules())}
-    if not isinstance(inputs, Tensor) or len(kinds) != 1 or not _DIMENSIONS.search(str(error)):
+    """Return a remedy for a batch with a dimension too many or too few for a model's layers; else nothing."""
+    samples = [sample for kinds, sample in _SAMPLES if any(isinstance(m, kinds) for m in model.modules())]
+    if not isinstance(inputs, Tensor) or len(samples) != 1 or not _DIMENSIONS.search(str(error)):
         return ""
-    (d,) = kinds
-    sample = {1: "(channels, length)", 2: "(channels, height, width)", 3: "(channels, depth, height, width)"}[d]
-    shape = tuple(inputs.shape)
-    if inputs.ndim == d + 3:
+    (sample,) = samples
+    n, shape = len(sample), tuple(inputs.shape)
+    words = f"input_shape is the shape of one sample, ({', '.join(sample)}) for this model"
+    if inputs.ndim == n + 2:
         return (
-            f"input_shape is the shape of one sample, {sample} for this model, without the batch dimension, which "
-            f"batch_size adds: such as {shape[2:]} instead of {shape[1:]}. A real batch, inputs=, has {d + 2} "
-            "dimensions."
+            f"{words}, without the batch dimension, which batch_size adds: such as {shape[2:]} instead of {shape[1:]}. "
+            f"A real batch, inputs=, has {n + 1} dimensions."
         )
-    if inputs.ndim < d + 2:
-        return f"input_shape is the shape of one sample, {sample} for this model; {shape[1:]} lacks a dimension."
-    return ""
+    return f"{words}; {shape[1:]} lacks a dimension." if inputs.ndim < n + 1 else ""
 
 
 #: What torch says of an input with a dimension too many or too few.
-_DIMENSIONS = re.compile(r"\(batched\)|[Ee]xpected \dD|expected input\[")
+_DIMENSIONS = re.compile(r"\(batched\)|[Ee]xpected \dD|expected input\[|input to be \dD")
 
-_CONVOLUTIONS = {
-    1: (nn.Conv1d, nn.ConvTranspose1d),
-    2: (nn.Conv2d, nn.ConvTranspose2d),
-    3: (nn.Conv3d, nn.ConvTranspose3d),
-}
+#: The dimensions of one sample by the layers that ask for them.
+_SAMPLES = (
+    ((nn.Conv1d, nn.ConvTranspose1d), ("channels", "length")),
+    ((nn.Conv2d, nn.ConvTranspose2d), ("channels", "height", "width")),
+    ((nn.Conv3d, nn.ConvTranspose3d), ("channels", "depth", "height", "width")),
+    ((nn.RNNBase,), ("steps", "features")),
+)
 
 
 def _remedy(error: Exception, inputs: Any, otherwise: str) -> str:
