@@ -80,6 +80,7 @@ bench-throughput: env
 
 bench-speed: env
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.multiples
 
 clean:
 	rm -rf $(VENV) docs/_build docs/auto_tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis

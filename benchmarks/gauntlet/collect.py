@@ -170,6 +170,7 @@ def source_digest() -> str:
         *sorted((package / "proxies").rglob("*.py")),
         *sorted((package / "spaces").rglob("*.py")),
         here / "networks.py",
+        here / "digits.py",
         here / "spaces.py",
     ]:
         digest.update(path.read_bytes())

@@ -40,6 +40,8 @@ HPOBENCH = {
     "segment": (16, 7),
     "vehicle": (18, 4),
 }
+#: Small networks for scikit-learn's digits (:mod:`benchmarks.gauntlet.digits`).
+DIGITS = {"cnn": "convolutional networks", "mlp": "multi-layer perceptrons", "mixed": "mixed operations"}
 HPOLIB_WIDTHS = (16, 32, 64, 128, 256, 512)
 HPOBENCH_WIDTHS = (16, 25, 40, 64, 101, 161, 256, 406, 645, 1024)
 ACTIVATIONS = ("relu", "tanh")
@@ -84,7 +86,8 @@ def names() -> tuple[str, ...]:
     """Return the names of all spaces, the quick ones first."""
     mlps = (*(f"hpolib_{name}" for name in HPOLIB), *(f"hpobench_{name}" for name in HPOBENCH))
     torchvision = ("torchvision",) if _torchvision() is not None else ()
-    return (*mlps, "autoformer", *torchvision, "macro", "nb201")
+    digits = tuple(f"digits_{name}" for name in DIGITS)
+    return (*mlps, *digits, "autoformer", *torchvision, "macro", "nb201")
 
 
 @functools.cache
@@ -102,6 +105,8 @@ def load(name: str, data: Path = DATA) -> Space:
         return _autoformer(data)
     if name == "torchvision" and _torchvision() is not None:
         return _image_models()
+    if name.removeprefix("digits_") in DIGITS:
+        return _digits(name.removeprefix("digits_"))
     if name.removeprefix("hpolib_") in HPOLIB or name.removeprefix("hpobench_") in HPOBENCH:
         return _mlps(name)
     raise ValueError(f"name must be one of {names()}; got {name!r}.")
@@ -276,6 +281,20 @@ def _best_trained(family: str, dataset: str) -> dict[str, float]:
     return best
 
 
+def _digits(name: str) -> Space:
+    from benchmarks.gauntlet import digits
+
+    return Space(
+        name=f"digits_{name}",
+        title=f"digits, {DIGITS[name]}",
+        what="mean test accuracy of two trainings on scikit-learn's digits (benchmarks/gauntlet/digits.py)",
+        keys=digits.keys(name),
+        build=lambda key: digits.build(name, key),
+        input_shape=lambda key: digits.input_shape(name),
+        load_truths=lambda: {"digits": {key: float(np.mean(found)) for key, found in digits.results(name).items()}},
+    )
+
+
 def _torchvision() -> Any:
     try:
         import torchvision
@@ -297,11 +316,9 @@ def _image_models() -> Space:
                 weights.setdefault(name, entry)
 
     def build(key: str) -> Any:
-        import torch
-
+        # Not on the meta device: some of these models compute with their weights while they are built.
         options = {"aux_logits": False, "init_weights": False} if key in ("googlenet", "inception_v3") else {}
-        with torch.device("meta"):
-            return models.get_model(key, weights=None, **options)
+        return models.get_model(key, weights=None, **options)
 
     def shape(key: str) -> tuple[int, ...]:
         # The crop of the model's own preprocessing.

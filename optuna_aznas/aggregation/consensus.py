@@ -1,14 +1,16 @@
-"""consensus_weights: count a proxy less where it contradicts the others, seen from the proxy scores alone.
+"""consensus_weights: count a proxy as far as it agrees with the others, seen from the proxy scores alone.
 
-A proxy that tells something new is worth counting, so agreement is not asked for: a proxy without any correlation to
-the others keeps its full weight. A proxy that runs against the others is another matter. On most spaces most proxies
-rank better than chance, and then a contradicting one ranks worse than chance. With r_k the correlation of the ranks of
-proxy k with the weighted sum of the other proxies' log ranks,
+On most spaces most proxies rank better than chance, so a proxy that runs against the others ranks worse than chance.
+One that is unrelated to the others may tell something new or nothing at all: the layers' spectra of multi-layer
+perceptrons that differ in width are hardly more than noise. With r_k the correlation of the ranks of proxy k with the
+sum of the other proxies' log ranks,
 
-    w_k = clip(1 + (r_k + 1 / sqrt(n)) / 0.15, 0, 1),
+    w_k = clip(1/2 + r_k / (2 h), 0, 1),   h = 0.1 + 1 / sqrt(n),
 
-starting from weights of 1, until the weights no longer change. The term 1 / sqrt(n) is the standard error of r_k for a
-proxy without any correlation, so that chance does not decide in a small study.
+divided by the largest of them. A proxy counts fully from r = h on, half where it is unrelated to the others, and not at
+all below -h. The second term of h is the standard error of r for an unrelated proxy, so that chance decides less in a
+small study. In r the others count alike: with weights that depend on each other, one of two groups of equal size that
+disagree would be left out as a whole.
 """
 
 from __future__ import annotations
@@ -23,13 +25,12 @@ from optuna_aznas.aggregation.table import as_table
 
 _Floats = npt.NDArray[np.float64]
 
-_RANGE = 0.15  # range of negative correlations over which a weight falls from 1 to 0
-_ROUNDS = 10  # rounds at most; each moves the weights half way
+_FULL = 0.1  # correlation with the others from which a proxy counts fully, in a large study
 _FEWEST = 10  # networks below which all proxies count alike
 
 
 def consensus_weights(proxy_scores: npt.ArrayLike) -> _Floats:
-    """Return a weight from 0 to 1 for each proxy, less than 1 only where it contradicts the others.
+    """Return a weight from 0 to 1 for each proxy: 1 where it agrees with the others, 0 where it contradicts them.
 
     Args:
         proxy_scores: Table of shape (n, m): n networks, m proxies, bigger is better. NaN counts as ``-inf``.
@@ -52,25 +53,16 @@ def consensus_weights(proxy_scores: npt.ArrayLike) -> _Floats:
 def weights_of_ranks(ranks: _Floats) -> _Floats:
     """Return :func:`consensus_weights` of networks by their ranks, shape (n, m)."""
     n, m = ranks.shape
-    weights = np.ones(m)
     if n < _FEWEST or m < 3:
-        return weights
-    centred = ranks - ranks.mean(axis=0)
-    spread = np.sqrt((centred**2).sum(axis=0))
+        return np.ones(m)
     logs = np.log(ranks)
-    chance = 1.0 / np.sqrt(n)
-    for _ in range(_ROUNDS):
-        parts = logs * weights
-        others = parts.sum(axis=1, keepdims=True) - parts
-        others = others - others.mean(axis=0)
-        scale = spread * np.sqrt((others**2).sum(axis=0))
-        # A proxy that is the same for all networks, or the only one left, contradicts nothing.
-        r = np.divide((centred * others).sum(axis=0), scale, out=np.ones(m), where=scale > 1e-9 * n)
-        moved = 0.5 * (weights + np.clip(1.0 + (r + chance) / _RANGE, 0.0, 1.0))
-        if np.allclose(moved, weights, atol=1e-3):
-            break
-        weights = moved
-    return np.round(weights, 2)  # moving half way each time leaves a rest of 0.001
+    centred, others = (x - x.mean(axis=0) for x in (ranks, logs.sum(axis=1, keepdims=True) - logs))
+    scale = np.sqrt((centred**2).sum(axis=0) * (others**2).sum(axis=0))
+    # A proxy that is the same for all networks, or the only one that is not, contradicts nothing.
+    r = np.divide((centred * others).sum(axis=0), scale, out=np.ones(m), where=scale > 1e-9 * n)
+    weights = np.clip(0.5 + r / (2.0 * (_FULL + 1.0 / np.sqrt(n))), 0.0, 1.0)
+    largest = weights.max()
+    return np.round(weights / largest, 6) if largest > 0 else np.ones(m)  # the last bits depend on the order
 
 
 def describe_weights(names: Sequence[str], weights: npt.ArrayLike) -> str:
@@ -82,14 +74,16 @@ def describe_weights(names: Sequence[str], weights: npt.ArrayLike) -> str:
 
     Example:
         >>> describe_weights(["expressivity", "isometry"], [1.0, 0.4])
-        'isometry counts 40%, as it ranks these networks against the other proxies'
+        'isometry counts 40%, as it agrees little with the other proxies on these networks'
     """
-    reduced = [
-        f"{name} counts {weight:.0%}" if weight > 0 else f"{name} is not counted"
-        for name, weight in zip(names, np.asarray(weights, dtype=np.float64), strict=True)
-        if weight < 1
-    ]
-    if not reduced:
-        return ""
-    verb = "as it ranks" if len(reduced) == 1 else "as they rank"
-    return f"{', '.join(reduced)}, {verb} these networks against the other proxies"
+    pairs = list(zip(names, np.asarray(weights, dtype=np.float64).tolist(), strict=True))
+    little = [f"{name} counts {weight:.0%}" for name, weight in pairs if 0 < weight < 1]
+    against = [name for name, weight in pairs if weight == 0]
+    reasons = []
+    if little:
+        verb = "it agrees" if len(little) == 1 else "they agree"
+        reasons.append(f"{', '.join(little)}, as {verb} little with the other proxies on these networks")
+    if against:
+        are, rank = ("is", "it ranks") if len(against) == 1 else ("are", "they rank")
+        reasons.append(f"{', '.join(against)} {are} not counted, as {rank} these networks against the other proxies")
+    return "; ".join(reasons)

@@ -23,7 +23,7 @@ def aggregate(
     0, and 0 only for a network that is alone at the top of every proxy. It compares networks of one table, and cannot
     be compared across tables.
 
-    The weights are 1, as in the paper, except that a proxy which contradicts the others counts less
+    The weights are 1, as in the paper, except that a proxy counts less where it does not agree with the others
     (:func:`consensus_weights`). :func:`aggregate_aznas` is the paper's S to the letter.
 
     Args:

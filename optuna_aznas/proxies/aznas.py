@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition
@@ -34,6 +35,7 @@ from optuna_aznas.proxies.spectra import (
     least_squares_spectrum,
     least_squares_spectrum_of_few,
     scatter,
+    sign_gram,
     spectral_entropy,
     spectrum,
     spectrum_of_few,
@@ -196,9 +198,9 @@ def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
 def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
     if positions < channels:
-        return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, v @ v.mT])]
+        return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, sign_gram(v.mT)])]
     measure = least_squares_spectrum if positions >= _POSITIONS * channels else least_squares_spectrum_of_few
-    return [Decomposition(_SPECTRUM, measure, [g.mT @ v, v.mT @ v])]
+    return [Decomposition(_SPECTRUM, measure, [g.mT @ v, sign_gram(v)])]
 
 
 def _by_moment_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
@@ -210,7 +212,11 @@ def _by_least_squares_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]
 
 
 def _difference(g: Tensor, v: Tensor) -> Decomposition:
-    return Decomposition(_DIFFER, _as_number, [(g != v).flatten(1).any(1, keepdim=True)])
+    if g.device.type == "cpu":  # equal() ends at the first difference
+        flags = torch.tensor([[not torch.equal(*pair)] for pair in zip(g, v, strict=True)])
+    else:
+        flags = (g != v).flatten(1).any(1, keepdim=True)
+    return Decomposition(_DIFFER, _as_number, [flags])
 
 
 def _as_number(flags: Tensor) -> Tensor:

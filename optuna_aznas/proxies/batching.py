@@ -2,18 +2,20 @@
 
 On a GPU, launching a kernel for each block costs more than the computation. So the blocks' matrices wait until enough
 of them have come together, those of equal shapes are stacked and reduced by one kernel, and after the pass all reduced
-matrices are transferred and decomposed together. On a CPU matrices are reduced at once, while the cache holds them.
+matrices are transferred and decomposed together. On a CPU matrices are reduced at once, while the cache holds them, and
+those of wide features are also decomposed at once, so that no two of them are held.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from optuna_aznas.proxies.spectra import WIDE
 
 #: Bytes of features and gradients that may wait on a GPU.
 _PENDING_BYTES = 2**26
@@ -40,14 +42,18 @@ class Decomposition(NamedTuple):
 Reduction: TypeAlias = Callable[..., Iterable[Decomposition]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
+class _Job(NamedTuple):
     """A decomposition and the indices of the blocks that it is for."""
 
     blocks: list[int]
     quantity: str
     function: Callable[..., Tensor]
     stacks: list[Tensor]
+
+    @property
+    def size(self) -> int:
+        """The most rows or columns of its matrices."""
+        return max(max(stack.shape[1:]) for stack in self.stacks)
 
 
 class BatchedDecompositions:
@@ -57,6 +63,7 @@ class BatchedDecompositions:
         self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}  # by reduction and shapes
         self._waiting_bytes = 0
         self._jobs: list[_Job] = []
+        self._results: dict[str, dict[int, Any]] = {}  # by quantity and block
 
     def add(self, block: int, reduction: Reduction, *matrices: Tensor) -> None:
         """Add a block's matrices (rows, columns) to what waits for ``reduction``. Half precision becomes float32."""
@@ -75,21 +82,43 @@ class BatchedDecompositions:
         for (reduction, *_), group in self._waiting.items():
             blocks, rows = zip(*group, strict=True)
             stacks = [_stacked(column) for column in zip(*rows, strict=True)]
-            self._jobs += [_Job(list(blocks), *decomposition) for decomposition in reduction(*stacks)]
+            for job in (_Job(list(blocks), *decomposition) for decomposition in reduction(*stacks)):
+                if stacks[0].device.type == "cpu" and job.size >= WIDE:
+                    self._decompose(job)
+                else:
+                    self._jobs.append(job)
         self._waiting.clear()
         self._waiting_bytes = 0
 
-    def finish(self, n: int) -> dict[str, list[float]]:
+    def finish(self, n: int) -> dict[str, list[Any]]:
         """Reduce what still waits, decompose everything, and return each quantity of each of ``n`` blocks.
 
         A number is NaN where the block has no such quantity, one of its matrices is not finite, or the decomposition
         does not converge.
         """
         self.reduce()
-        by_quantity: dict[str, list[_Job]] = {}
+        alike: dict[Any, list[_Job]] = {}
         for job in _on_cpu(self._jobs):
-            by_quantity.setdefault(job.quantity, []).append(job)
-        return {quantity: _decomposed(jobs, n) for quantity, jobs in by_quantity.items()}
+            alike.setdefault((job.quantity, job.function, *(s.shape[1:] for s in job.stacks)), []).append(job)
+        for jobs in alike.values():
+            self._decompose(_merged(jobs))
+        return {quantity: [results.get(i, math.nan) for i in range(n)] for quantity, results in self._results.items()}
+
+    def _decompose(self, job: _Job) -> None:
+        """Decompose the matrices of a job and keep the results of the blocks where this is possible."""
+        job = _finite_part(job)
+        results = self._results.setdefault(job.quantity, {})
+        if not job.blocks:
+            return
+        try:
+            values = job.function(*job.stacks).tolist()
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # It did not converge for one of the blocks: try each alone, and leave that one out.
+            if len(job.blocks) > 1:
+                for k, i in enumerate(job.blocks):
+                    self._decompose(job._replace(blocks=[i], stacks=[stack[k : k + 1] for stack in job.stacks]))
+            return
+        results.update(zip(job.blocks, values, strict=True))
 
 
 def _stacked(matrices: Sequence[Tensor]) -> Tensor:
@@ -98,45 +127,20 @@ def _stacked(matrices: Sequence[Tensor]) -> Tensor:
 
 def _on_cpu(jobs: list[_Job]) -> list[_Job]:
     """Move the stacks of all jobs to the CPU in one transfer, except those that a GPU decomposes faster."""
-    small = [job for job in jobs if max(max(stack.shape[1:]) for stack in job.stacks) < _LARGE]
+    small = [job for job in jobs if job.size < _LARGE]
     stacks = [stack for job in small for stack in job.stacks]
     if not stacks or stacks[0].device.type == "cpu":
         return jobs
     pieces = torch.cat([stack.flatten() for stack in stacks]).cpu().split([stack.numel() for stack in stacks])
     moved = iter([piece.view(stack.shape) for piece, stack in zip(pieces, stacks, strict=True)])
     on_cpu = {id(job): [next(moved) for _ in job.stacks] for job in small}
-    return [dataclasses.replace(job, stacks=on_cpu.get(id(job), job.stacks)) for job in jobs]
-
-
-def _decomposed(jobs: list[_Job], n: int) -> list[Any]:
-    """Return one quantity of each of ``n`` blocks, stacks of equal shapes decomposed together; NaN where it failed."""
-    results: list[Any] = [math.nan] * n
-    alike: dict[Any, list[_Job]] = {}
-    for job in jobs:
-        alike.setdefault((job.function, *(stack.shape[1:] for stack in job.stacks)), []).append(job)
-    pending = [_merged(group) for group in alike.values()]
-    while pending:
-        job = _finite_part(pending.pop())
-        if not job.blocks:
-            continue
-        try:
-            values = job.function(*job.stacks).tolist()
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            # It did not converge for one of the blocks: try each alone, and leave that one NaN.
-            if len(job.blocks) > 1:
-                for k, i in enumerate(job.blocks):
-                    stacks = [stack[k : k + 1] for stack in job.stacks]
-                    pending.append(dataclasses.replace(job, blocks=[i], stacks=stacks))
-            continue
-        for i, value in zip(job.blocks, values, strict=True):
-            results[i] = value
-    return results
+    return [job._replace(stacks=on_cpu.get(id(job), job.stacks)) for job in jobs]
 
 
 def _merged(jobs: list[_Job]) -> _Job:
     """Return one job for all blocks of several with equal shapes."""
     stacks = [torch.cat(column) for column in zip(*(job.stacks for job in jobs), strict=True)]
-    return dataclasses.replace(jobs[0], blocks=[i for job in jobs for i in job.blocks], stacks=stacks)
+    return jobs[0]._replace(blocks=[i for job in jobs for i in job.blocks], stacks=stacks)
 
 
 def _finite_part(job: _Job) -> _Job:
@@ -145,4 +149,4 @@ def _finite_part(job: _Job) -> _Job:
     if bool(finite.all()):
         return job
     blocks = [i for i, is_finite in zip(job.blocks, finite.tolist(), strict=True) if is_finite]
-    return dataclasses.replace(job, blocks=blocks, stacks=[stack[finite] for stack in job.stacks])
+    return job._replace(blocks=blocks, stacks=[stack[finite] for stack in job.stacks])

@@ -1,4 +1,4 @@
-"""Consensus weights: full where proxies agree or are unrelated, none where one contradicts the others."""
+"""Consensus weights: full where a proxy agrees with the others, half where it is unrelated, none against them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 from optuna_aznas.aggregation import aggregate, aggregate_aznas, consensus_weights
+from optuna_aznas.aggregation.consensus import describe_weights
 
 
 def study(n: int, seed: int, signs: list[float]) -> np.ndarray:
@@ -19,9 +20,9 @@ def study(n: int, seed: int, signs: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_agreement_and_unrelated_proxies_keep_their_weight(seed):
+def test_proxies_that_agree_count_fully_and_an_unrelated_one_half(seed):
     assert consensus_weights(study(300, seed, [1, 1, 1, 1])).tolist() == [1, 1, 1, 1]
-    assert consensus_weights(study(300, seed, [1, 1, 1, 0])).min() > 0.4
+    assert consensus_weights(study(20_000, seed, [1, 1, 1, 0]))[3] == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -33,16 +34,41 @@ def test_a_contradicting_proxy_is_left_out(seed):
     assert np.corrcoef(aggregate(table), quality)[0, 1] > np.corrcoef(aggregate_aznas(table), quality)[0, 1]
 
 
-def test_one_weight_by_the_definition():
-    """At the fixed point each weight follows from the correlation with the others' weighted log ranks."""
-    table = study(400, 3, [1, 1, -0.2, 1])
+def test_weights_by_the_definition():
+    table = study(400, 3, [1, 1, -0.05, 1])
     weights = consensus_weights(table)
     assert 0 < weights[2] < 1
-    ranks = rankdata(table, axis=0)
+    logs = np.log(rankdata(table, axis=0))
     for k in range(4):
-        others = sum(weights[j] * np.log(ranks[:, j] / 400) for j in range(4) if j != k)
-        r = np.corrcoef(ranks[:, k], others)[0, 1]
-        assert weights[k] == pytest.approx(min(1.0, max(0.0, 1 + (r + 0.05) / 0.15)), abs=0.02)
+        r = np.corrcoef(rankdata(table[:, k]), logs.sum(axis=1) - logs[:, k])[0, 1]
+        assert weights[k] == pytest.approx(np.clip(0.5 + r / (2 * (0.1 + 1 / 20)), 0, 1), abs=1e-6)
+
+
+def test_weights_are_relative_to_the_largest():
+    """The third proxy takes all agreement from the first two, which count fully all the same."""
+    x = np.random.default_rng(0).random(40)
+    assert consensus_weights(np.column_stack([x, x, -x])).tolist() == [1, 1, 0]
+
+
+def test_of_two_groups_that_disagree_none_is_left_out():
+    """Nothing says which of two pairs is right, as two proxies of features and two of gradients may be."""
+    weights = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        first, second = rng.standard_normal((2, 200))
+        second = -0.5 * first + 0.75**0.5 * second
+        table = np.column_stack([first, first, second, second]) + rng.standard_normal((200, 4))
+        weights.append(consensus_weights(table).reshape(2, 2).sum(axis=1).min())
+    assert np.mean(weights) > 0.8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_beside_proxies_that_tell_something_costs_less(seed):
+    """Three proxies that hold a quality and three that hold none: S is nearer to it than with equal weights."""
+    rng = np.random.default_rng(seed)
+    quality = rng.standard_normal(400)
+    table = np.column_stack([*(quality + 0.5 * rng.standard_normal((3, 400))), *rng.standard_normal((3, 400))])
+    assert kendalltau(aggregate(table), quality)[0] > kendalltau(aggregate_aznas(table), quality)[0]
 
 
 def test_few_networks_or_proxies_count_alike():
@@ -51,12 +77,14 @@ def test_few_networks_or_proxies_count_alike():
 
 
 def test_a_small_study_needs_more_evidence():
-    """The same correlation of -0.2 leaves a proxy out among 400 networks, and not among 25."""
+    """The same correlations move weights further from one half where they come from more networks."""
+    few = [study(16, seed, [1, 1, 0, 1]) for seed in range(20)]
+    many = [np.repeat(table, 100, axis=0) for table in few]  # ties share their ranks: the correlations stay
 
-    def weight(n):
-        return np.mean([consensus_weights(study(n, seed, [1, 1, -0.25, 1]))[2] for seed in range(40)])
+    def spread(tables):
+        return np.mean([abs(consensus_weights(table)[2] - 0.5) for table in tables])
 
-    assert weight(400) < 0.35 < weight(25)
+    assert spread(few) < 0.9 * spread(many)
 
 
 @given(st.integers(0, 10**6), st.integers(10, 60), st.integers(3, 6))
@@ -96,3 +124,16 @@ def test_the_table_is_not_changed():
     table = np.array([[np.nan, 1.0, 2.0]] * 12)
     assert consensus_weights(table).tolist() == [1, 1, 1]
     assert np.isnan(table[:, 0]).all()
+
+
+def test_weights_in_words():
+    names = ["a", "b", "c", "d"]
+    assert describe_weights(names, [1, 1, 1, 1]) == ""
+    assert describe_weights(names, [1, 0.5, 1, 0]) == (
+        "b counts 50%, as it agrees little with the other proxies on these networks; "
+        "d is not counted, as it ranks these networks against the other proxies"
+    )
+    assert describe_weights(names, [0.25, 0.5, 0, 0]) == (
+        "a counts 25%, b counts 50%, as they agree little with the other proxies on these networks; "
+        "c, d are not counted, as they rank these networks against the other proxies"
+    )

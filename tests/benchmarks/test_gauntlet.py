@@ -8,13 +8,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kendalltau
 
 from benchmarks.gauntlet import __main__ as command
-from benchmarks.gauntlet import collect, report, spaces, tables
+from benchmarks.gauntlet import collect, digits, report, spaces, tables
 from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.spaces.nas_bench_201 import EDGES, all_architectures
 
@@ -190,3 +191,29 @@ def test_collecting_goes_on_where_it_stopped(tmp_path, shared_data, capsys):
     assert len(after.blocks["entropy"]) == len(after.shapes) == after.offsets[-1]
     with pytest.raises(ValueError, match="batch_size None, now 4"):
         command.main([*arguments, "--batch-size", "4", "--no-report"])
+
+
+@pytest.mark.parametrize("space", digits.SPACES)
+def test_networks_for_digits(space):
+    keys = digits.keys(space)
+    assert set(digits.results(space)) == set(keys)
+    assert all(len(found) == len(digits.SEEDS) for found in digits.results(space).values())
+    for key in keys[:12]:
+        model = digits.build(space, key, device=None)
+        assert model(torch.zeros(2, *digits.input_shape(space))).shape == (2, digits.CLASSES)
+
+
+def test_training_for_digits_again_gives_the_same(monkeypatch):
+    monkeypatch.setattr(digits, "_EPOCHS", {"mlp": 1})
+    first, again, other = (digits.train("mlp", "norm.chain.relu.32", seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert 10 < first < 100
+
+
+def test_digits_are_placed_whole():
+    images = torch.arange(1.0, 129.0).reshape(2, 8, 8)
+    placed = digits._placed(images, torch.Generator().manual_seed(0))
+    assert placed.shape == (2, digits.SIDE, digits.SIDE)
+    for image, found in zip(images, placed, strict=True):
+        rows, columns = (found > 0).nonzero(as_tuple=True)
+        assert found[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].tolist() == image.tolist()

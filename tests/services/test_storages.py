@@ -16,6 +16,7 @@ from optuna.storages import journal
 from optuna.trial import TrialState
 
 import optuna_aznas as az
+from optuna_aznas.aggregation import consensus_weights
 from tests import reference
 from tests.services import workers
 
@@ -54,7 +55,7 @@ def check(study, n_complete):
     architectures = [tuple(trial.params[name] for name in workers.PARAMETERS) for trial in complete]
     assert len(set(architectures)) == len(architectures)
     # The study's best are what recomputing from all trials gives.
-    s = reference.aggregate(table)
+    s = reference.aggregate(table, consensus_weights(table))
     ranked = az.rank_scores(study)
     assert [ranked[trial.number] for trial in complete] == pytest.approx(s)
     best = max(range(len(s)), key=lambda i: (round(s[i], 9), -complete[i].number))

@@ -16,6 +16,7 @@ from scipy import stats
 import optuna_aznas as az
 from optuna_aznas import visualization
 from optuna_aznas._text import for_plotly
+from optuna_aznas.aggregation import consensus_weights
 from tests import reference, studies
 
 pytest.importorskip("plotly", reason="plotly is not installed (extra 'visualization')")
@@ -57,7 +58,11 @@ def trace(figure, name):
 def ranked(study):
     """S of the completed trials by number, from the plain implementation."""
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    return dict(zip([t.number for t in complete], reference.aggregate([t.values for t in complete]), strict=True))
+    return dict(zip([t.number for t in complete], plain_s([t.values for t in complete]), strict=True))
+
+
+def plain_s(table):
+    return reference.aggregate(table, consensus_weights(table))
 
 
 def everything_in(figure):
@@ -168,7 +173,7 @@ def test_complexity_with_the_budget(search):
 def test_trained_value_against_rank(trained):
     figure = visualization.plot_rank_against_value(trained)
     scored = [t for t in trained.trials if "aznas:scores" in t.user_attrs]
-    s = reference.aggregate([[float(v) for v in t.user_attrs["aznas:scores"].values()] for t in scored])
+    s = plain_s([[float(v) for v in t.user_attrs["aznas:scores"].values()] for t in scored])
     kept = {
         t.number: (x, t.value)
         for t, x in zip(scored, s, strict=True)

@@ -101,10 +101,11 @@ def _like(number: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _space_to_depth(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """Move patches of (B, *sizes, C) into channels: (B, *grid, C * s1 * s2 * ...), with s_i = round(sizes_i / grid_i).
+    """Move patches of (B, *sizes, C) into channels: (B, *grid, s1 * s2 * ... * C), with s_i = round(sizes_i / grid_i).
 
     Each dimension of size n * s is split into n positions and s offsets within a patch, and the offsets are moved
-    behind the channels.
+    before the channels. There the channels of a position stay together, so that copying is fast; their order does not
+    matter to the singular values.
     """
     sizes = x.shape[1:-1]
     strides = [max(1, round(size / n)) for size, n in zip(sizes, grid, strict=True)]
@@ -117,5 +118,5 @@ def _space_to_depth(x: Tensor, grid: Sequence[int]) -> Tensor:
     for n, stride in zip(grid, strides, strict=True):
         split += [n, stride]
     d = len(grid)
-    order = [0, *(1 + 2 * i for i in range(d)), 1 + 2 * d, *(2 + 2 * i for i in range(d))]
+    order = [0, *(1 + 2 * i for i in range(d)), *(2 + 2 * i for i in range(d)), 1 + 2 * d]
     return x.reshape(*split, x.shape[-1]).permute(order).reshape(len(x), *grid, -1)
