@@ -62,7 +62,7 @@ def table(data: Path) -> Table:
     parameters = encode(operations)
     values = np.array(list(scores.values()))
     share = rankdata(values, axis=0) / len(values)
-    features = np.hstack([share, np.log(share), *parameters, aggregate(values)[:, np.newaxis]])
+    features = np.hstack([share, np.log(share), parameters.single, parameters.pooled, aggregate(values)[:, np.newaxis]])
     return Table(list(scores), values, parameters, features[:, np.ptp(features, axis=0) > 0])
 
 

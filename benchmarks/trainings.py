@@ -1,200 +1,284 @@
-"""How many trainings it takes to find a good network: NAS-Bench-201 as a study that trains.
+"""How many trainings it takes to find a good network: searches in tables of real trainings.
 
     make bench-trainings
-    python -m benchmarks.trainings --datasets cifar10 --seeds 5 --jobs 16
+    python -m benchmarks.trainings --tables hpolib_protein_structure --methods AZNAS TPE --seeds 5
 
-Each trial is one training of the published 200 epochs; its value is the published validation accuracy (the mean over
-the trainings of that network). Prints the median, over the seeds, of the best accuracy after so many trainings, and of
-the trainings until it was within 0.3 points of the best there is; a search that did not get there counts as 101.
+Each trial is one training, looked up in a table (:mod:`benchmarks.training_tables`): NAS-Bench-201 on three data sets,
+NAS-Bench-Macro, and twelve tables in which hyperparameters were varied together with the architecture. The value of a
+trial is the mean over the table's trainings of that configuration, or, with --noise, one of them drawn at random. With
+--workers n, n trials run at the same time: each is proposed while the n - 1 before it have no value yet.
 
-* AZNAS + scorer: ``candidate_scorer`` looks up candidates in the table of proxy scores: 200 networks for each
-  training.
-* AZNAS: without ``candidate_scorer``; all that is known are the scores of the networks that were trained.
-* AZNAS + pruner: the same with AZNASPruner, which sees a network's scores before it is trained, and stops three of
-  four. Only what it lets through is a training.
-* Regularised evolution (Real et al., AAAI 2019): the oldest of the population dies; the best of a random sample is
-  mutated in one operation. Population 20 and sample 5 by default, for 100 trainings; the paper's 100 and 25 would still
-  be random here. --evolution compares others.
-* TPE (multivariate), GP and random sampling are Optuna's.
+Prints, for each table, the mean over the seeds of the share of all configurations, in percent, that beat the incumbent
+after so many trainings; for tables of architectures alone, too, the median of the trainings until the best accuracy was
+within 0.3 points of the best there is; a search that did not get there counts as 101. The incumbent is the
+configuration with the best value so far. It is compared by the mean over its trainings, also with --noise.
 
-The settings of AZNASSampler were chosen on CIFAR-10 with seeds from 200 on.
+* AZNAS, AZNAS + scorer: AZNASSampler without and with ``candidate_scorer``, which looks up candidates' proxy scores.
+  "+ shuffled" and "+ negated": proxy scores exchanged at random between networks, or negated, without a scorer.
+* AZNAS - proxies: the same sampler with a proxy that is the same for all networks.
+* TPE (multivariate), GP and Random are Optuna's.
+* Evolution: regularised evolution (Real et al., AAAI 2019): the oldest of the population dies; the best of a random
+  sample is mutated in one parameter. Population 20 and sample 5, for 100 trainings; the paper's 100 and 25 would still
+  be random here.
+
+Finished searches of the other methods are kept in a folder outside the repository (AZNAS_BENCHMARK_CACHE) and not
+repeated. The settings of AZNASSampler were chosen on the tables of ``CHOSEN_ON`` and on NAS-Bench-201's CIFAR-10.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
+import itertools
+import json
 import multiprocessing
+import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import optuna
+from optuna.distributions import BaseDistribution
 
 import optuna_aznas as az
-from benchmarks.shared_data import DATA, PROXIES, load_scores, macs
-from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_params, to_arch
-from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
+from benchmarks import training_tables
+from benchmarks.shared_data import DATA
+from benchmarks.training_tables import ACCURACY_TABLES, CACHE, CHOSEN_ON, JOINT_TABLES, TrainingTable
+from optuna_aznas.sampler.variation import mutate, sample_uniform
 
-CHECKPOINTS = (10, 20, 30, 50, 75, 100)
+CHECKPOINTS = (10, 20, 40, 60, 100)
 TRAININGS = CHECKPOINTS[-1]
 TOLERANCE = 0.3  # points of accuracy
 
-
-@functools.cache
-def proxies(data: Path) -> dict[str, dict[str, float]]:
-    """Return the scores of every architecture, by its string."""
-    return {
-        arch: dict(zip(PROXIES, (*scores, macs(arch)), strict=True))
-        for arch, scores in load_scores(data, "table").items()
-    }
+_Floats = npt.NDArray[np.float64]
 
 
-class RegularizedEvolution:
-    """Proposes architectures as Real et al. do; single-process and without Optuna."""
+class Search(NamedTuple):
+    """One search.
 
-    def __init__(self, seed: int, population: int, sample: int) -> None:
+    Attributes:
+        rows: Positions in the table of the configurations that were trained, in order.
+        values: The trials' values.
+        seconds: Wall-clock seconds of the whole search.
+    """
+
+    rows: list[int]
+    values: list[float]
+    seconds: float
+
+    def incumbents(self, table: TrainingTable) -> _Floats:
+        """Return the mean of the incumbent's trainings after each trial."""
+        best = np.maximum.accumulate(self.values)
+        place = np.maximum.accumulate(np.where(self.values == best, np.arange(len(best)), 0))
+        first = [self.values.index(self.values[i]) for i in place]  # of equal values the first, as in Optuna
+        return table.means[np.array(self.rows)[first]]
+
+
+class RegularizedEvolution(optuna.samplers.BaseSampler):
+    """Proposes configurations as Real et al. do; for one worker."""
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int, population: int = 20, sample: int = 5) -> None:
+        self._space, self._sample = space, sample
         self._rng = np.random.default_rng(seed)
-        self._size, self._sample = population, sample
-        self._population: deque[tuple[list[str], float]] = deque(maxlen=population)
+        self._population: deque[tuple[dict[str, Any], float]] = deque(maxlen=population)
 
-    def ask(self) -> list[str]:
-        if len(self._population) < self._size:
-            return [str(choice) for choice in self._rng.choice(OPERATIONS, len(PARAMETERS))]
-        sample = self._rng.choice(self._size, self._sample, replace=False)
-        child = list(max((self._population[i] for i in sample), key=lambda member: member[1])[0])
-        edge = int(self._rng.integers(len(child)))
-        child[edge] = str(self._rng.choice([choice for choice in OPERATIONS if choice != child[edge]]))
-        return child
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return self._space
 
-    def tell(self, operations: list[str], value: float) -> None:
-        self._population.append((operations, value))
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        if len(self._population) < (self._population.maxlen or 0):
+            return {name: sample_uniform(distribution, self._rng) for name, distribution in self._space.items()}
+        sample = self._rng.choice(len(self._population), self._sample, replace=False)
+        child = dict(max((self._population[i] for i in sample), key=lambda member: member[1])[0])
+        name = str(self._rng.choice(list(self._space)))
+        return child | {name: mutate(child[name], self._space[name], self._rng)}
 
+    def sample_independent(self, *args: Any) -> Any:
+        raise AssertionError("every parameter is in the relative search space")
 
-def evolve(dataset: Dataset, seed: int, population: int, sample: int) -> list[float]:
-    """Return the accuracies of the networks that a regularised evolution trains."""
-    search = RegularizedEvolution(seed, population, sample)
-    values: list[float] = []
-    while len(values) < TRAININGS:
-        operations = search.ask()
-        values.append(load_results(dataset)[to_arch(operations)].accuracy)
-        search.tell(operations, values[-1])
-    return values
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+        assert values is not None
+        self._population.append((trial.params, values[0]))
 
 
-def optimize(
-    sampler: optuna.samplers.BaseSampler, pruner: optuna.pruners.BasePruner, dataset: Dataset, data: Path, record: bool
-) -> list[float]:
-    """Return the accuracies of the networks that a study trains."""
-    results, scores = load_results(dataset), proxies(data)
-    values: list[float] = []
-
-    def objective(trial: optuna.Trial) -> float:
-        arch = to_arch(from_params({name: trial.suggest_categorical(name, OPERATIONS) for name in PARAMETERS}))
-        if record:
-            az.record(trial, scores[arch])
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        values.append(results[arch].accuracy)
-        if len(values) == TRAININGS:
-            trial.study.stop()
-        return values[-1]
-
-    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-    study.optimize(objective, n_trials=40 * TRAININGS)
-    return values
+def _with_scorer(table: TrainingTable, seed: int) -> az.AZNASSampler:
+    return az.AZNASSampler(seed=seed, candidate_scorer=table.proxy_scores)
 
 
-def with_score(seed: int, data: Path) -> az.AZNASSampler:
-    scores = proxies(data)
-    return az.AZNASSampler(seed=seed, candidate_scorer=lambda params: scores[to_arch(from_params(params))])
-
-
-OPTUNA: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "Random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "TPE": lambda seed: optuna.samplers.TPESampler(multivariate=True, seed=seed),
-    "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
+METHODS: dict[str, Callable[[TrainingTable, int], optuna.samplers.BaseSampler]] = {
+    "AZNAS": lambda table, seed: az.AZNASSampler(seed=seed),
+    "AZNAS + scorer": _with_scorer,
+    "AZNAS - proxies": lambda table, seed: az.AZNASSampler(seed=seed),
+    "AZNAS + shuffled": lambda table, seed: az.AZNASSampler(seed=seed),
+    "AZNAS + negated": lambda table, seed: az.AZNASSampler(seed=seed),
+    "AZNAS + scorer, shuffled": _with_scorer,
+    "AZNAS + scorer, negated": _with_scorer,
+    "Random": lambda table, seed: optuna.samplers.RandomSampler(seed=seed),
+    "TPE": lambda table, seed: optuna.samplers.TPESampler(multivariate=True, seed=seed),
+    "GP": lambda table, seed: optuna.samplers.GPSampler(seed=seed),
+    "Evolution": lambda table, seed: RegularizedEvolution(table.architecture | table.hyperparameters, seed),
 }
-OURS = ("AZNAS + scorer", "AZNAS", "AZNAS + pruner")
-SAMPLERS = (*OURS, *OPTUNA, "Evolution")
+DEFAULT_METHODS = ("AZNAS", "AZNAS + scorer", "TPE", "GP", "Random", "Evolution")
 
 
-def run(name: str, dataset: Dataset, seed: int, data: Path, population: int = 20, sample: int = 5) -> list[float]:
-    """Return the accuracies of one search's trainings, in order."""
-    if name == "Evolution":
-        return evolve(dataset, seed, population, sample)
-    no_pruner = optuna.pruners.NopPruner()
-    if name in OPTUNA:
-        return optimize(OPTUNA[name](seed), no_pruner, dataset, data, record=False)
-    sampler = with_score(seed, data) if name == "AZNAS + scorer" else az.AZNASSampler(seed=seed)
-    pruner = az.AZNASPruner() if name == "AZNAS + pruner" else no_pruner
-    return optimize(sampler, pruner, dataset, data, record=True)
+def altered(table: TrainingTable, method: str, seed: int) -> TrainingTable:
+    """Return the table with the proxy scores that a method is given."""
+    if method.endswith("- proxies"):
+        return dataclasses.replace(table, proxy_scores=lambda params: {"constant": 0.0})
+    original = table.proxy_scores
+    if method.endswith("negated"):
+        return dataclasses.replace(table, proxy_scores=lambda params: {n: -s for n, s in original(params).items()})
+    if method.endswith("shuffled"):
+        values = [_values(distribution) for distribution in table.architecture.values()]
+        networks = list(itertools.product(*values))
+        other = dict(zip(networks, np.random.default_rng(seed).permutation(len(networks)), strict=True))
+
+        def exchanged(params: Any) -> dict[str, float]:
+            network = networks[other[tuple(params[name] for name in table.architecture)]]
+            return original(dict(zip(table.architecture, network, strict=True)))
+
+        return dataclasses.replace(table, proxy_scores=exchanged)
+    return table
 
 
-def _job(job: tuple[str, Dataset, int, Path, int, int]) -> tuple[str, Dataset, list[float], float]:
-    name, dataset, *_ = job
+def _values(distribution: Any) -> list[Any]:
+    choices = getattr(distribution, "choices", None)
+    return list(range(distribution.low, distribution.high + 1)) if choices is None else list(choices)
+
+
+class Settings(NamedTuple):
+    """How trials are run.
+
+    Attributes:
+        noise: Whether a trial's value is one training, drawn at random, rather than the mean.
+        workers: Number of trials that run at the same time.
+    """
+
+    noise: bool
+    workers: int
+
+
+def run(method: str, name: str, seed: int, settings: Settings, data: Path) -> Search:
+    """Search one table by one method."""
+    table = altered(training_tables.load(name, data), method, seed)
+    rng = np.random.default_rng([seed, 1])
+    study = optuna.create_study(direction="maximize", sampler=METHODS[method](table, seed))
+    rows: list[int] = []
+    values: list[float] = []
+    running: deque[tuple[optuna.Trial, float]] = deque()
+    start = time.perf_counter()
+    for _ in range(TRAININGS):
+        if len(running) == settings.workers:
+            study.tell(*running.popleft())
+        trial = study.ask()
+        params = table.suggest(trial, table.architecture)
+        if method.startswith("AZNAS"):
+            az.record(trial, table.proxy_scores(params))
+        rows.append(table.row(params | table.suggest(trial, table.hyperparameters)))
+        values.append(float(rng.choice(table.trainings[rows[-1]]) if settings.noise else table.means[rows[-1]]))
+        running.append((trial, values[-1]))
+    return Search(rows, values, time.perf_counter() - start)
+
+
+def _kept(method: str, name: str, seed: int, settings: Settings, data: Path) -> Search:
+    """Return a search; one of another method than ours is read from the cache, if it is there."""
+    if method.startswith("AZNAS"):
+        return run(method, name, seed, settings, data)
+    path = (
+        CACHE
+        / "searches"
+        / f"{'noise' if settings.noise else 'mean'}-{settings.workers}"
+        / method
+        / f"{name}-{seed}.json"
+    )
+    if path.exists():
+        return Search(*json.loads(path.read_text()))
+    search = run(method, name, seed, settings, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(search))
+    temporary.replace(path)
+    return search
+
+
+def _job(job: tuple[str, str, int, Settings, Path]) -> tuple[str, str, Search]:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if name == "GP":
+    if job[0] == "GP":
         import torch
 
         torch.set_num_threads(1)
-    start = time.perf_counter()
-    return name, dataset, run(*job), time.perf_counter() - start
+    return job[0], job[1], _kept(*job)
 
 
-def report(dataset: Dataset, runs: dict[str, list[list[float]]], seconds: dict[str, list[float]]) -> None:
-    best = max(result.accuracy for result in load_results(dataset).values())
-    n = max(map(len, runs.values()))
-    print(f"\n{dataset}: best accuracy after so many trainings, median of {n} seeds; the best there is: {best:.2f}")
-    print(f"{'':16s}" + "".join(f"{n:>8d}" for n in CHECKPOINTS) + "   trainings to target (quartiles)   seconds")
-    for name, values in runs.items():
-        curves = np.maximum.accumulate(np.array(values), axis=1)
-        cells = "".join(f"{np.median(curves[:, n - 1]):>8.2f}" for n in CHECKPOINTS)
-        reached = curves >= best - TOLERANCE
-        needed = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, TRAININGS + 1)
-        low, middle, high = np.quantile(needed, [0.25, 0.5, 0.75])
-        target = f"{middle:.1f} ({low:.0f} to {high:.0f})"
-        print(f"{name:16s}{cells}{target:>34s}{np.mean(seconds[name]):>10.1f}")
+def shares(table: TrainingTable, searches: Sequence[Search]) -> _Floats:
+    """Return the mean share, in percent, of configurations ahead of the incumbent, at each checkpoint."""
+    curves = np.array([search.incumbents(table) for search in searches])[:, np.array(CHECKPOINTS) - 1]
+    return np.vectorize(table.share_ahead)(curves).mean(axis=0)
+
+
+def trainings_to_target(table: TrainingTable, searches: Sequence[Search]) -> _Floats:
+    """Return the number of trainings until the incumbent was within the tolerance of the best, for each search."""
+    reached = np.array([search.incumbents(table) for search in searches]) >= table.means.max() - TOLERANCE
+    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, TRAININGS + 1.0)
+
+
+def report(
+    searches: dict[tuple[str, str], list[Search]], methods: Sequence[str], names: Sequence[str], data: Path
+) -> None:
+    by_method: dict[str, dict[str, _Floats]] = {method: {} for method in methods}
+    for name in names:
+        table = training_tables.load(name, data)
+        with_target = name in ACCURACY_TABLES
+        counts = sorted({len(searches[method, name]) for method in methods})
+        print(f"\n{name}: {len(table.means)} configurations, seeds: {' to '.join(map(str, counts))}")
+        print(f"{'':25s}" + "".join(f"{n:>9d}" for n in CHECKPOINTS) + "  seconds" + "   to target" * with_target)
+        for method in methods:
+            found = searches[method, name]
+            by_method[method][name] = shares(table, found)
+            cells = "".join(f"{share:>9.3f}" for share in by_method[method][name])
+            needed = f"{np.median(trainings_to_target(table, found)):>12.1f}" if with_target else ""
+            print(f"{method:25s}{cells}{np.mean([search.seconds for search in found]):>9.1f}{needed}")
+    for title, group in (("all joint tables", JOINT_TABLES), ("those that settings were chosen on", CHOSEN_ON)):
+        present = [name for name in group if name in names]
+        if len(present) < 2:
+            continue
+        print(f"\nMean over {len(present)} of {len(group)}: {title}")
+        for method in methods:
+            mean = np.mean([by_method[method][name] for name in present], axis=0)
+            print(f"{method:25s}" + "".join(f"{share:>9.3f}" for share in mean))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--datasets", nargs="+", choices=get_args(Dataset), default=list(get_args(Dataset)))
+    tables = (*ACCURACY_TABLES, *JOINT_TABLES)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT_METHODS))
+    parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--evolution", type=int, nargs=2, default=(20, 5), metavar=("POPULATION", "SAMPLE"))
+    parser.add_argument("--noise", action="store_true", help="a trial's value is one training, not the mean")
+    parser.add_argument("--workers", type=int, default=1, help="trials that run at the same time")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the score table")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the tables of proxy scores")
     arguments = parser.parse_args()
-    if not (arguments.data / "nb201_score_table.csv.gz").exists():
-        parser.exit(1, f"The score table is not there ({arguments.data}).\n")
+    settings = Settings(arguments.noise, arguments.workers)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    # The slowest first, so that no process is left alone with them.
-    names = sorted(arguments.samplers, key=lambda name: name != "GP")
     jobs = [
-        (name, dataset, seed, arguments.data, *arguments.evolution)
-        for name in names
-        for dataset in arguments.datasets
+        (method, name, seed, settings, arguments.data)
         for seed in seeds
+        for name in arguments.tables
+        for method in arguments.methods
     ]
-    runs: dict[Dataset, dict[str, list[list[float]]]] = {
-        dataset: {name: [] for name in arguments.samplers} for dataset in arguments.datasets
-    }
-    seconds: dict[Dataset, dict[str, list[float]]] = {
-        dataset: {name: [] for name in arguments.samplers} for dataset in arguments.datasets
-    }
+    searches: dict[tuple[str, str], list[Search]] = {(m, n): [] for m in arguments.methods for n in arguments.tables}
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-        for name, dataset, values, took in pool.imap_unordered(_job, jobs):
-            runs[dataset][name].append(values)
-            seconds[dataset][name].append(took)
-    for dataset in arguments.datasets:
-        report(dataset, runs[dataset], seconds[dataset])
+        for method, name, search in pool.imap_unordered(_job, jobs):
+            searches[method, name].append(search)
+    report(searches, arguments.methods, arguments.tables, arguments.data)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class AZNASPruner(BasePruner):
         >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=AZNASPruner())
         >>> study.optimize(objective, n_trials=100)
         >>> len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-        32
+        29
     """
 
     def __init__(

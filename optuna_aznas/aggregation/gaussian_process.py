@@ -1,171 +1,236 @@
-"""Process: the Gaussian process of the learned ranking. Imports scikit-learn, so it is imported on first use only."""
+"""Process: the Gaussian process of the learned ranking. Imports numpy and scipy alone.
+
+Notation, for n networks in rows x with G groups of columns (one group: the ranks, or one kind of parameter, or one
+hyperparameter):
+
+* l_g: length scale of group g;  d2_T(x, x') = sum over g in T of |x_g - x'_g|^2 / l_g^2.
+* M(d2) = (1 + sqrt(5 d2) + 5/3 d2) exp(-sqrt(5 d2)): Matern-5/2 as a function of the squared distance.
+* c_t: variance of term t of the kernel;  s2: variance of the noise.
+* theta = (log c_1, ..., log c_T, log l_1, ..., log l_G, log s2): the kernel's hyperparameters.
+
+The kernel is a sum of terms, each on some of the groups:
+
+    k(x, x') = sum of c_t  +  sum of c_t <x_T, x'_T>  +  sum of c_t M(d2_T(x, x'))
+               (constant)      (linear)                   (Matern)
+
+theta maximises the marginal likelihood times independent log-normal priors. Its gradient is that of Rasmussen and
+Williams (2006), equation 5.9.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Kernel, Matern, WhiteKernel
+from scipy.spatial.distance import cdist
 
 _Floats = npt.NDArray[np.float64]
 
-# Log-normal priors of the kernel's hyperparameters: mean and standard deviation of the logarithm. The variances are in
-# units of the trained values' variance. Their priors favour small values, so that the process departs from its prior
-# mean only where the evidence of the trained values outweighs them.
-_OFFSET = (-1.0, 1.5)  # variance of the offset
-_LINEAR = (-6.0, 1.0)  # variance of the linear terms
-_LINEAR_EXPLORING = (-2.0, 1.0)  # the same, if exploring
-_SCORES = (-5.0, 1.0)  # variance of the Matern term in proxy scores, beside a joint one
-_JOINT = (-3.0, 1.0)  # variance of the Matern term in all that is known of the architecture
-_HYPERPARAMETERS = (-3.0, 1.5)  # variance of the Matern term in hyperparameters
-_LENGTH = (0.7, 0.7)  # length scales
-_NOISE = (-3.5, 1.0)  # variance of the noise
+#: Log-normal prior of a variance or length scale: mean and standard deviation of its logarithm.
+Prior = tuple[float, float]
 
-_REACH = 4.0  # hyperparameters lie within this many standard deviations of their prior's mean
+_REACH = 4.0  # theta lies within this many standard deviations of its prior's mean
 _JITTER = 1e-8  # added to the kernel matrix's diagonal for numerical stability
 
 
-class Columns(Kernel):  # type: ignore[misc]  # scikit-learn has no types
-    """A kernel on some of the columns of its input.
+class Group(NamedTuple):
+    """Columns that share a length scale.
 
-    Args:
-        kernel: The kernel.
-        start: Index of the first of the columns.
-        stop: Index after the last of them.
+    Attributes:
+        columns: Their positions.
+        length: Prior of the length scale.
     """
 
-    def __init__(self, kernel: Any, start: int, stop: int) -> None:
-        self.kernel = kernel
-        self.start = start
-        self.stop = stop
+    columns: tuple[int, ...]
+    length: Prior
 
-    @property
-    def hyperparameters(self) -> list[Any]:
-        return self.kernel.hyperparameters
 
-    @property
-    def theta(self) -> _Floats:
-        return self.kernel.theta
+class Term(NamedTuple):
+    """A term of the kernel.
 
-    @theta.setter
-    def theta(self, theta: _Floats) -> None:
-        self.kernel.theta = theta
+    Attributes:
+        kind: What it is.
+        groups: Positions of the groups that it depends on.
+        variance: Prior of its variance.
+    """
 
-    @property
-    def bounds(self) -> _Floats:
-        return self.kernel.bounds
-
-    def __call__(self, X: _Floats, Y: _Floats | None = None, eval_gradient: bool = False) -> Any:  # noqa: N803
-        other = None if Y is None else Y[:, self.start : self.stop]
-        return self.kernel(X[:, self.start : self.stop], other, eval_gradient=eval_gradient)
-
-    def diag(self, X: _Floats) -> _Floats:  # noqa: N803
-        return self.kernel.diag(X[:, self.start : self.stop])
-
-    def is_stationary(self) -> bool:
-        return self.kernel.is_stationary()
+    kind: Literal["constant", "linear", "matern"]
+    groups: tuple[int, ...]
+    variance: Prior
 
 
 class Process:
-    """A Gaussian process of mean 0 over the blocks of columns that describe networks.
-
-    The kernel is a sum of terms with a variance each: an offset; linear in proxy scores; linear in parameters;
-    Matern-5/2 in proxy scores; Matern-5/2 in proxy scores and parameters together; Matern-5/2 in hyperparameters;
-    noise. Each Matern term has one length scale for all of its columns. Variances and length scales are chosen by
-    maximum a posteriori: they maximise the marginal likelihood times their log-normal priors.
+    """A Gaussian process of mean 0.
 
     Args:
-        proxy_scores: Number of columns of the first block.
-        parameters: Number of columns of the second block; 0 leaves its terms out.
-        hyperparameters: Number of columns of the third block; 0 leaves its term out.
-        exploring: Whether the linear terms' prior allows larger variances.
+        groups: The groups of columns.
+        terms: The terms of the kernel.
+        noise: Prior of the noise's variance.
     """
 
-    def __init__(
-        self, proxy_scores: int, parameters: int = 0, hyperparameters: int = 0, *, exploring: bool = False
-    ) -> None:
-        linear_prior = _LINEAR_EXPLORING if exploring else _LINEAR
-        architecture = proxy_scores + parameters
-        terms: list[Any] = []
-        priors: list[tuple[float, float]] = []
+    def __init__(self, groups: Sequence[Group], terms: Sequence[Term], noise: Prior) -> None:
+        self.groups, self.terms = tuple(groups), tuple(terms)
+        priors = [*(term.variance for term in terms), *(group.length for group in groups), noise]
+        self._mean, self._deviation = np.array(priors).T
+        self.theta = self._mean.copy()
+        self._x: _Floats = np.zeros((0, 0))
+        self._y: _Floats = np.zeros(0)
+        self._factor: _Floats = np.zeros((0, 0))
+        self._weights: _Floats = np.zeros(0)
 
-        def add(variance: tuple[float, float], kernel: Any = None, start: int = 0, stop: int = 0) -> None:
-            scale = ConstantKernel(np.exp(variance[0]), _bounds(variance))
-            terms.append(scale if kernel is None else scale * Columns(kernel, start, stop))
-            priors.append(variance)
-            if isinstance(kernel, Matern):
-                priors.append(_LENGTH)
-
-        def matern() -> Any:
-            return Matern(np.exp(_LENGTH[0]), _bounds(_LENGTH), nu=2.5)
-
-        def linear() -> Any:
-            return DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
-
-        add(_OFFSET)
-        add(linear_prior, linear(), 0, proxy_scores)
-        add(_SCORES if parameters else _JOINT, matern(), 0, proxy_scores)
-        if parameters:
-            add(linear_prior, linear(), proxy_scores, architecture)
-            add(_JOINT, matern(), 0, architecture)
-        width = architecture + hyperparameters
-        if hyperparameters:
-            add(_HYPERPARAMETERS, matern(), architecture, width)
-        priors.append(_NOISE)
-        kernel = WhiteKernel(np.exp(_NOISE[0]), _bounds(_NOISE))
-        for term in reversed(terms):
-            kernel = term + kernel
-        self._kernel = kernel
-        self._priors = np.array(priors)
-        self._regressor: Any = None
-        self.width = width
+    @property
+    def noise(self) -> float:
+        """Variance of the noise."""
+        return float(np.exp(self.theta[-1]))
 
     def fit(self, x: _Floats, y: _Floats, max_iterations: int = 40) -> None:
-        """Choose the kernel's hyperparameters, starting from those that were chosen last.
+        """Choose theta, starting from the last choice.
 
         Args:
             x: Networks, shape (k, columns).
             y: Their trained values less the prior mean, shape (k,).
             max_iterations: Bound on the iterations of L-BFGS-B; each costs O(k^3).
         """
-        regressor = GaussianProcessRegressor(self._kernel, alpha=_JITTER, optimizer=None).fit(x, y)
-        mean, deviation = self._priors.T
+        inner, squared = self._by_group(x)
+        low, high = self._mean - _REACH * self._deviation, self._mean + _REACH * self._deviation
 
         def loss(theta: _Floats) -> tuple[float, _Floats]:
-            likelihood, gradient = regressor.log_marginal_likelihood(theta, eval_gradient=True, clone_kernel=False)
-            z = (theta - mean) / deviation
-            return 0.5 * float(z @ z) - likelihood, z / deviation - gradient
+            likelihood, gradient = self._log_likelihood(theta, inner, squared, y)
+            z = (theta - self._mean) / self._deviation
+            return 0.5 * float(z @ z) - likelihood, z / self._deviation - gradient
 
-        bounds = np.stack([mean - _REACH * deviation, mean + _REACH * deviation], axis=1)
-        start = np.clip(self._kernel.theta, *bounds.T)
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": max_iterations})
+        found = minimize(
+            loss,
+            np.clip(self.theta, low, high),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=np.stack([low, high], axis=1),
+            options={"maxiter": max_iterations},
+        )
         if np.all(np.isfinite(found.x)):
-            self._kernel.theta = found.x
+            self.theta = found.x
+
+    def log_likelihood(self, theta: _Floats, x: _Floats, y: _Floats) -> tuple[float, _Floats]:
+        """Return the log marginal likelihood of values, shape (k,), of networks (k, columns), and its gradient."""
+        return self._log_likelihood(theta, *self._by_group(x), y)
+
+    def _by_group(self, x: _Floats) -> tuple[_Floats, _Floats]:
+        """Return inner products and squared distances of networks, shape (k, columns): (groups, k, k) each."""
+        parts = [x[:, group.columns] for group in self.groups]
+        return np.stack([part @ part.T for part in parts]), np.stack([cdist(p, p, "sqeuclidean") for p in parts])
+
+    def _log_likelihood(self, theta: _Floats, inner: _Floats, squared: _Floats, y: _Floats) -> tuple[float, _Floats]:
+        """The same, from inner products and squared distances of each group, both of shape (groups, k, k)."""
+        n, n_terms = len(y), len(self.terms)
+        variances, precisions, noise = self._unpack(theta)
+        kernel = (noise + _JITTER) * np.eye(n)
+        parts: list[_Floats] = []  # each term's share of the kernel
+        slopes: list[_Floats] = []  # its derivative by the squared distance
+        for variance, term in zip(variances, self.terms, strict=True):
+            groups = list(term.groups)
+            if term.kind == "matern":
+                d2 = np.tensordot(precisions[groups], squared[groups], 1)
+                parts.append(variance * matern(d2))
+                slopes.append(variance * matern_slope(d2))
+            else:
+                parts.append(variance * (inner[groups].sum(axis=0) if groups else np.ones((n, n))))
+                slopes.append(np.zeros(0))
+            kernel += parts[-1]
+        try:
+            factor = cho_factor(kernel, lower=True)
+        except np.linalg.LinAlgError:
+            return -np.inf, np.zeros(len(theta))
+        alpha = cho_solve(factor, y)
+        likelihood = -0.5 * y @ alpha - np.log(np.diag(factor[0])).sum() - 0.5 * n * np.log(2.0 * np.pi)
+        half = 0.5 * (np.outer(alpha, alpha) - cho_solve(factor, np.eye(n)))  # of the likelihood by the kernel
+        gradient = np.zeros(len(theta))
+        for t, (term, part, slope) in enumerate(zip(self.terms, parts, slopes, strict=True)):
+            gradient[t] = np.vdot(half, part)
+            if term.kind == "matern":
+                weighted = half * slope
+                for g in term.groups:  # by log l_g: d2 changes by -2 |x_g - x'_g|^2 / l_g^2
+                    gradient[n_terms + g] -= 2.0 * precisions[g] * np.vdot(weighted, squared[g])
+        gradient[-1] = noise * np.trace(half)
+        return float(likelihood), gradient
 
     def condition(self, x: _Floats, y: _Floats) -> None:
-        """Condition on values, shape (k,), of networks, shape (k, columns), at the hyperparameters chosen last."""
-        self._regressor = GaussianProcessRegressor(self._kernel, alpha=_JITTER, optimizer=None).fit(x, y)
+        """Condition on values, shape (k,), of networks, shape (k, columns), at the theta chosen last."""
+        kernel = self.kernel(x, x) + (self.noise + _JITTER) * np.eye(len(x))
+        self._x, self._y = x, y
+        self._factor = cho_factor(kernel, lower=True)[0]
+        self._weights = cho_solve((self._factor, True), y)
+
+    def extend(self, x: _Floats, y: _Floats) -> None:
+        """Condition on further values, shape (k,), of networks, shape (k, columns)."""
+        self.condition(np.vstack([self._x, x]), np.concatenate([self._y, y]))
 
     def predict(self, x: _Floats) -> tuple[_Floats, _Floats]:
         """Return the posterior mean and standard deviation of networks (n, columns), without the noise."""
-        mean, deviation = self._regressor.predict(x, return_std=True)
-        variance = deviation**2 - np.exp(self._kernel.theta[-1])
-        return mean, np.sqrt(np.maximum(variance, 0.0))
+        cross = self.kernel(x, self._x)
+        explained = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        variance = self._diagonal(x) - np.einsum("ij,ij->j", explained, explained)
+        return cross @ self._weights, np.sqrt(np.maximum(variance, 0.0))
+
+    def predict_mean(self, x: _Floats) -> _Floats:
+        """Return the posterior mean alone, shape (n,)."""
+        return self.kernel(x, self._x) @ self._weights
 
     def sample(self, x: _Floats, n: int, rng: np.random.Generator) -> _Floats:
         """Return ``n`` draws of the posterior function at networks (k, columns), shape (n, k)."""
-        mean, covariance = self._regressor.predict(x, return_cov=True)
-        covariance = covariance - np.exp(self._kernel.theta[-1]) * np.eye(len(x))
-        values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+        cross = self.kernel(x, self._x)
+        explained = solve_triangular(self._factor, cross.T, lower=True)
+        values, vectors = np.linalg.eigh(self.kernel(x, x) - explained.T @ explained)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
-        return mean + rng.standard_normal((n, len(x))) @ root.T
+        return cross @ self._weights + rng.standard_normal((n, len(x))) @ root.T
+
+    def kernel(self, x: _Floats, other: _Floats) -> _Floats:
+        """Return k(x, x') without the noise, shape (n, n'), of networks (n, columns) and (n', columns)."""
+        variances, precisions, _ = self._unpack(self.theta)
+        total = np.zeros((len(x), len(other)))
+        for variance, term in zip(variances, self.terms, strict=True):
+            columns, scale = self._scaled_columns(term, precisions)
+            if term.kind == "matern":
+                total += variance * matern(cdist(x[:, columns] * scale, other[:, columns] * scale, "sqeuclidean"))
+            elif term.kind == "linear":
+                total += variance * (x[:, columns] @ other[:, columns].T)
+            else:
+                total += variance
+        return total
+
+    def _diagonal(self, x: _Floats) -> _Floats:
+        """Return k(x, x), shape (n,)."""
+        variances, precisions, _ = self._unpack(self.theta)
+        total = np.zeros(len(x))
+        for variance, term in zip(variances, self.terms, strict=True):
+            columns, _ = self._scaled_columns(term, precisions)
+            total += variance * ((x[:, columns] ** 2).sum(axis=1) if term.kind == "linear" else 1.0)
+        return total
+
+    def _scaled_columns(self, term: Term, precisions: _Floats) -> tuple[list[int], _Floats]:
+        """Return the columns of a term, and 1 / l of each."""
+        columns = [column for g in term.groups for column in self.groups[g].columns]
+        return columns, np.array([np.sqrt(precisions[g]) for g in term.groups for _ in self.groups[g].columns])
+
+    def _unpack(self, theta: _Floats) -> tuple[_Floats, _Floats, float]:
+        """Return the variances c, the precisions 1 / l^2, and the variance of the noise."""
+        n_terms = len(self.terms)
+        return np.exp(theta[:n_terms]), np.exp(-2.0 * theta[n_terms:-1]), float(np.exp(theta[-1]))
 
 
-def _bounds(prior: tuple[float, float]) -> tuple[float, float]:
-    return float(np.exp(prior[0] - _REACH * prior[1])), float(np.exp(prior[0] + _REACH * prior[1]))
+def matern(squared_distance: _Floats) -> _Floats:
+    """Return the Matern-5/2 kernel of variance 1 by squared distances in units of the length scale."""
+    d = np.sqrt(5.0 * squared_distance)
+    return (1.0 + d + d * d / 3.0) * np.exp(-d)
+
+
+def matern_slope(squared_distance: _Floats) -> _Floats:
+    """Return the derivative of :func:`matern` by the squared distance."""
+    d = np.sqrt(5.0 * squared_distance)
+    return -5.0 / 6.0 * (1.0 + d) * np.exp(-d)
 
 
 def interpolate(x: _Floats, y: _Floats, at: _Floats, length: float, noise: float) -> _Floats:
@@ -178,6 +243,5 @@ def interpolate(x: _Floats, y: _Floats, at: _Floats, length: float, noise: float
         length: Length scale of the kernel.
         noise: Variance of the noise.
     """
-    kernel = Matern(length, nu=2.5)
-    regressor = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None).fit(x, y)
-    return regressor.predict(at).reshape(len(at), -1)
+    kernel = matern(cdist(x, x, "sqeuclidean") / length**2) + noise * np.eye(len(x))
+    return matern(cdist(at, x, "sqeuclidean") / length**2) @ cho_solve(cho_factor(kernel), y)

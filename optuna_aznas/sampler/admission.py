@@ -147,6 +147,11 @@ class Admission:
             return None
         params, own = {**self._drawn(others), **params, **trial.params}, dict(trial.distributions)
         examined = self._filtered(Examined(params, own, numbers))
+        own_key = frozenset(view.describe(examined.architecture).items())
+        if own_key in self._kept:  # the same network with other values of parameters that it has not: measured once
+            examined.numbers = self._kept[own_key].numbers
+        else:
+            self._keep(own_key, examined)
         self._compare(examined)
         if not trial.drawn:  # else the same parameters would be completed in another way
             self._keep(key, examined)

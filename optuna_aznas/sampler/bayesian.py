@@ -1,57 +1,64 @@
-"""BayesianOptimisation: proposes candidates by expected improvement under the learned ranking, where a study trains.
+"""BayesianOptimisation: proposes architecture and hyperparameters by expected improvement, where a study trains.
 
-One proposal has three steps. Candidates are drawn: children of the architectures with the highest posterior mean, and
+One proposal has four steps. Candidate architectures are drawn: children of those with the highest posterior mean, and
 random ones. Each gets proxy scores, from the user's ``candidate_scorer`` or, without one, estimated from those of the
-study's trials. Then a Gaussian process with the rank score S as its prior mean
-(:class:`~optuna_aznas.aggregation.LearnedAggregation`) is conditioned on the study's trained values, and the candidate
-with the highest expected improvement is proposed.
+study's trials. Then a Gaussian process over architecture and hyperparameters, with the rank score S as its prior mean
+(:class:`~optuna_aznas.aggregation.LearnedAggregation`), is conditioned on the study's trained values. Last, the
+expected improvement is maximised over architecture and hyperparameters together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution
-from optuna.study import Study
 from optuna.trial import FrozenTrial
-from scipy.special import ndtr
+from scipy.spatial.distance import cdist
+from scipy.special import erfcx, ndtr
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
-from optuna_aznas.aggregation.learned import complete_scores
+from optuna_aznas.aggregation.learned import Posterior, complete_scores
 from optuna_aznas.sampler.admission import Admission
 from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
 from optuna_aznas.sampler.view import StudyView
-from optuna_aznas.study.attributes import architecture_params, is_feasible
-from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
+from optuna_aznas.study.attributes import architecture_params, is_feasible, recorded_architecture, recorded_scores
+from optuna_aznas.study.encoding import Encoder, HyperparameterSpace, hyperparameter_space, trained_values
 from optuna_aznas.study.per_study import PerStudy
-from optuna_aznas.study.values import same_distribution
+from optuna_aznas.study.values import Description, same_distribution
 
-_INITIAL_FRACTION = 0.25  # fraction of candidates, best rank score first, considered while little is trained
-_FULL_AFTER = 20  # trained values from which all candidates are considered
-_MIN_CONSIDERED = 20  # fewest candidates considered
-_MAX_CONSIDERED = 2000  # most candidates considered, and most trials whose posterior mean is computed
+_MAX_TRIALS = 2000  # most trials whose posterior mean is computed
 _STARTUP_TOP = 20  # before n_startup_trainings, one of this many candidates with the highest rank scores is trained
-_CORRELATION_SCORED = 0.5  # prior correlation of rank score and trained value, where candidates are scored
-_CORRELATION_ESTIMATED = 0.85  # the same where their proxy scores are estimates, which lie closer to each other
-_EXPLORATION = 0.05  # probability that a random considered candidate is trained, as the model may be wrong
+_PRIOR_CORRELATION = 0.5  # prior mean of the slope of trained values on the rank score
 _N_PARENTS = 20  # number of parents: the architectures with the highest posterior mean
 _MAX_KEPT_SCORES = 20_000  # candidates whose proxy scores are kept
-_DRAWS = 4  # draws for each candidate that is wanted, after which a small space counts as exhausted
+_DRAWS = 4  # most draws for each candidate that is wanted
+_MISSES = 50  # draws in a row of architectures drawn before, after which a small space counts as exhausted
 _RECENT = 500  # newest trials from which the rules of conditional parameters are inferred
 _RULES_GROWTH = 1.15  # the rules are inferred anew when the number of trials has grown by this factor
 
+# Maximising the expected improvement where there are hyperparameters:
+_N_INCUMBENTS = 10  # trained configurations with the highest posterior mean, whose hyperparameters are varied
+_N_VARIED = 100  # variations of theirs, and as many random positions, in the first round
+_POSITIONS = 8  # positions that each architecture is given in the first round
+_ROUNDS = 4  # further rounds
+_N_BEST = 10  # points that a further round varies
+_CHILDREN = 48  # variations of each, half in the hyperparameters and half in the architecture
+_N_SPREAD = 32  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
+
 _Floats = npt.NDArray[np.float64]
+_Positions = npt.NDArray[np.intp]
 
 
 class BayesianOptimisation:
-    """A strategy: the candidate with the highest expected improvement of the trained value.
+    """A strategy: the configuration with the highest expected improvement of the trained value.
 
     Args:
         variation: Makes candidates.
@@ -59,6 +66,7 @@ class BayesianOptimisation:
         candidate_scorer: As in :class:`~optuna_aznas.AZNASSampler`.
         n_candidates: As in :class:`~optuna_aznas.AZNASSampler`.
         n_startup_trainings: As in :class:`~optuna_aznas.AZNASSampler`.
+        with_hyperparameters: Whether hyperparameters are proposed, too.
 
     Raises:
         ValueError: An argument is out of range.
@@ -71,6 +79,7 @@ class BayesianOptimisation:
         candidate_scorer: Callable[[dict[str, Any]], Any] | None,
         n_candidates: int,
         n_startup_trainings: int,
+        with_hyperparameters: bool,
     ) -> None:
         check_callable("candidate_scorer", candidate_scorer)
         check_count("n_candidates", n_candidates)
@@ -80,55 +89,95 @@ class BayesianOptimisation:
         self._scorer = None if candidate_scorer is None else CheckedScorer(candidate_scorer)
         self._n_candidates = n_candidates
         self._n_startup_trainings = n_startup_trainings
+        self._with_hyperparameters = with_hyperparameters
         self._caches: PerStudy[_Cache] = PerStudy()
 
     def search_space(self, view: StudyView) -> Space:
-        """Return all architecture parameters of the study."""
-        return view.space
+        """Return all architecture parameters of the study, and the hyperparameters that all trained trials have."""
+        return view.space | (_hyperparameters(view) if self._with_hyperparameters else {})
 
     def propose(self, view: StudyView, space: Space, fixed: Mapping[str, Any]) -> Iterator[Params]:
-        """Yield the candidates of one draw that are no duplicates, the best first.
+        """Yield configurations of one draw, the best first; of each architecture the best one.
+
+        Where no hyperparameters are to be chosen, architectures that the study holds are left out.
 
         Args:
             view: The study.
             space: What is to be chosen.
-            fixed: Architecture parameters whose values the user has fixed.
+            fixed: Parameters whose values the user has fixed.
         """
-        cache = self._caches.get(view.study, self._new_cache)
-        candidates = self._draw_candidates(view, space, fixed, cache)
-        for i in self._ranked(view, candidates, cache) if candidates else ():
-            if not view.is_duplicate(candidates[i].params):
-                yield candidates[i].params
+        cache = self._caches.get(view.study, lambda study: _Cache())
+        data = self._read(view, space, fixed, cache)
+        for row, position in self._ranked(data, cache):
+            params = data.params(row)
+            if data.chooses_hyperparameters or not view.is_duplicate(params):
+                chosen = params | data.hyperparameters.params(position)
+                yield chosen
 
-    def _new_cache(self, study: Study) -> _Cache:
-        return _Cache(_CORRELATION_SCORED if self._scorer else _CORRELATION_ESTIMATED)
+    def _read(self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache) -> _Data:
+        """Return all that one proposal works on."""
+        trials = view.history.trials
+        hyperparameters = HyperparameterSpace(_hyperparameters(view))
+        chooses_hyperparameters = any(name in space for name in hyperparameters.space)
+        is_taken = view.is_pending if chooses_hyperparameters else view.holds
+        candidates = self._draw_candidates(view, fixed, cache, is_taken)
+        running = _running(view, hyperparameters)
+        parameters = cache.encode(trials, [*running, *candidates], view.space)
+        table = self._table(view, running, candidates, parameters)
+        values = np.full(len(table), np.nan)
+        values[: len(trials)] = trained_values(trials, view.study.direction)
+        trained = np.flatnonzero(~np.isnan(values))
+        positions = np.zeros((len(table), len(hyperparameters)))
+        known = [trials[i].params for i in trained] + [candidate.params for candidate in running]
+        rows = np.concatenate([trained, len(trials) + np.arange(len(running))])
+        positions[rows] = hyperparameters.positions(known)
+        return _Data(
+            view=view,
+            hyperparameters=hyperparameters,
+            chooses_hyperparameters=chooses_hyperparameters,
+            fixed=fixed,
+            running=running,
+            candidates=candidates,
+            parameters=parameters,
+            table=table,
+            s=view.history.aggregate(table),
+            values=values,
+            trained=trained,
+            positions=positions,
+        )
 
     def _draw_candidates(
-        self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache
+        self, view: StudyView, fixed: Mapping[str, Any], cache: _Cache, is_taken: Callable[[Description], bool]
     ) -> list[Candidate]:
-        """Return up to ``n_candidates`` new candidates, half of them children, with their proxy scores."""
+        """Return up to ``n_candidates`` architectures that are not taken, half of them children, with proxy scores."""
+        space = view.space
+        of_architecture = {name: value for name, value in fixed.items() if name not in view.hyperparameter_names}
         conditions = cache.conditional_parameters(view.history.trials)
-        parents = cache.parents or [_architecture(trial, view.space) for trial in view.history.best(_N_PARENTS)]
+        parents = cache.parents or [_architecture(trial, space) for trial in view.history.best(_N_PARENTS)]
         found: dict[Key, Candidate] = {}
         drawn: dict[Key, Candidate] = {}  # those of them that have not been scored yet
+        seen: set[Key] = set()
+        misses = 0
         for draw in range(_DRAWS * self._n_candidates):
+            if misses == _MISSES:
+                break
             if len(found) + len(drawn) == self._n_candidates:
                 found, drawn = found | self._with_scores(drawn, view.history.names, cache), {}
                 if len(found) == self._n_candidates:
                     break
             extra = int(self._variation.rng.integers(2))
-            child = {**self._variation.child(parents if draw % 2 else (), space, extra), **fixed}
-            admitted = self._admission.admit(view, child, space, fixed)
+            child = {**self._variation.child(parents if draw % 2 else (), space, extra), **of_architecture}
+            admitted = self._admission.admit(view, child, space, of_architecture)
             if admitted is None:
                 continue
-            params = admitted.params
             own = admitted.architecture
             present = own if self._admission.discovers else conditions.present(own)
             described = view.describe(own)
             key = frozenset((name, described[name]) for name in present)
-            if key in found or key in drawn or view.holds(described):
-                continue
-            drawn[key] = Candidate(params, present, {}, key)
+            misses = misses + 1 if key in seen else 0
+            if key not in seen and not is_taken(described):
+                drawn[key] = Candidate(admitted.params, present, {}, key)
+            seen.add(key)
         return list((found | self._with_scores(drawn, view.history.names, cache)).values())
 
     def _with_scores(
@@ -147,57 +196,213 @@ class BayesianOptimisation:
             if (of_candidate := scores[key]) is not None
         }
 
-    def _ranked(self, view: StudyView, candidates: list[Candidate], cache: _Cache) -> list[int]:
-        """Return positions of candidates, the one to train first.
-
-        S ranks the candidates among all scored trials. Only the best fraction by S is considered, which grows to all of
-        them as trained values are added. These are ordered by expected improvement (Jones et al., 1998) under the
-        learned ranking, or, with the small probability ``_EXPLORATION``, at random. Before ``n_startup_trainings`` the
-        order is that of S, with the first places at random.
+    def _table(
+        self, view: StudyView, running: list[Candidate], candidates: list[Candidate], parameters: Parameters
+    ) -> _Floats:
+        """Return the proxy scores of all trials, running ones and candidates; candidates' are estimates without a
+        scorer.
         """
-        trials, n = view.history.trials, len(view.history)
-        rng = self._variation.rng
-        parameters = cache.encode(trials, candidates, view.space)
-        table = self._table(view, candidates, parameters)
-        s = view.history.aggregate(table)
-        by_rank_score = np.argsort(-s[n:], kind="stable")
-        values = np.full(len(table), np.nan)
-        values[:n] = trained_values(trials, view.study.direction)
-        trained = np.flatnonzero(~np.isnan(values))
-        fraction = max(_INITIAL_FRACTION, len(trained) / _FULL_AFTER)
-        size = min(max(int(fraction * len(candidates)), _MIN_CONSIDERED), _MAX_CONSIDERED)
-        considered = by_rank_score[:size]
-        at = np.concatenate([trained[-_MAX_CONSIDERED:], n + considered])
-        hyperparameters = encode_hyperparameters(trials)
-        if hyperparameters is not None:  # candidates have none yet
-            empty = np.zeros((len(candidates), hyperparameters.shape[1]))
-            hyperparameters = np.vstack([hyperparameters, empty])
-        mean, std, best = cache.model.predict(table, values, parameters, hyperparameters, prior=s, at=at)
-        cache.parents = _best_architectures(trials, candidates, view.space, at[np.argsort(-mean, kind="stable")])
-        if len(trained) < self._n_startup_trainings:
-            top = by_rank_score[:_STARTUP_TOP] if self._scorer else by_rank_score
-            return [*map(int, rng.permutation(top)), *map(int, by_rank_score[_STARTUP_TOP:])]
-        if rng.random() < _EXPLORATION:
-            return [int(i) for i in rng.permutation(considered)]
-        improvement = expected_improvement(mean[-len(considered) :], std[-len(considered) :], best)
-        return [int(i) for i in considered[np.argsort(-improvement, kind="stable")]]
+        names = view.history.names
+        known = [*running, *(candidates if self._scorer else ())]
+        scores = [[candidate.proxy_scores[name] for name in names] for candidate in known]
+        n = len(view.history) + len(known)
+        table = np.full((len(view.history) + len(running) + len(candidates), len(names)), -np.inf)
+        table[: len(view.history)] = view.history.proxy_scores
+        table[len(view.history) : n] = np.array(scores).reshape(len(known), len(names))
+        return complete_scores(table, np.arange(len(table)) < n, parameters)
 
-    def _table(self, view: StudyView, candidates: list[Candidate], parameters: Parameters) -> _Floats:
-        """Return the proxy scores of all trials and, below them, of the candidates; estimates without a scorer."""
-        n, names = len(view.history), view.history.names
-        table = np.full((n + len(candidates), len(names)), -np.inf)
-        table[:n] = view.history.proxy_scores
-        if self._scorer is None:
-            return complete_scores(table, np.arange(len(table)) < n, parameters)
-        table[n:] = [[candidate.proxy_scores[name] for name in names] for candidate in candidates]
-        return table
+    def _ranked(self, data: _Data, cache: _Cache) -> list[tuple[int, _Floats]]:
+        """Return configurations, a row of the table and a position each, the one to train first.
+
+        Before ``n_startup_trainings`` the order is that of S, with the first places at random.
+        """
+        posterior = cache.model.condition(
+            data.table,
+            data.values,
+            data.parameters,
+            data.hyperparameters.columns(data.positions),
+            prior=data.s,
+        )
+        cache.parents = _best_architectures(data, posterior)
+        first = data.n_trials + len(data.running)
+        new = np.arange(first, first + len(data.candidates))
+        if len(data.trained) < self._n_startup_trainings or not np.isfinite(posterior.best):
+            by_rank_score = new[np.argsort(-data.s[new], kind="stable")]
+            top = by_rank_score[: _STARTUP_TOP if self._scorer else None]
+            order = [*self._variation.rng.permutation(top), *by_rank_score[len(top) :]]
+            return [(int(row), _spread(data, self._variation.rng)) for row in order or data.trained]
+        if data.running:
+            rows = data.n_trials + np.arange(len(data.running))
+            posterior.assume_mean(rows, data.hyperparameters.columns(data.positions[rows]).values)
+        return _maximise(data, posterior, new, self._variation.rng)
+
+
+class _Points(NamedTuple):
+    """Configurations.
+
+    Attributes:
+        rows: The architectures: positions in the table, shape (k,).
+        positions: The hyperparameters, shape (k, h).
+    """
+
+    rows: _Positions
+    positions: _Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What one proposal works on. Rows of arrays are trials, running trials, and candidates, in this order.
+
+    Attributes:
+        view: The study.
+        hyperparameters: Those that all trained trials have.
+        chooses_hyperparameters: Whether any of them are to be chosen.
+        fixed: Parameters whose values the user has fixed.
+        running: The running trials whose proxy scores and hyperparameters are known.
+        candidates: New architectures.
+        parameters: Architectures as numbers.
+        table: Proxy scores.
+        s: Rank scores.
+        values: Trained values, NaN where there is none.
+        trained: Positions of the trained trials.
+        positions: Hyperparameters of trained and running trials.
+    """
+
+    view: StudyView
+    hyperparameters: HyperparameterSpace
+    chooses_hyperparameters: bool
+    fixed: Mapping[str, Any]
+    running: list[Candidate]
+    candidates: list[Candidate]
+    parameters: Parameters
+    table: _Floats
+    s: _Floats
+    values: _Floats
+    trained: _Positions
+    positions: _Floats
+
+    @property
+    def n_trials(self) -> int:
+        return len(self.view.history)
+
+    def params(self, row: int) -> Params:
+        """Return the architecture of a row."""
+        if row < self.n_trials:
+            return architecture_params(self.view.history.trials[row])
+        return [*self.running, *self.candidates][row - self.n_trials].params
+
+    def pinned(self, positions: _Floats) -> _Floats:
+        """Return positions with the values that the user has fixed."""
+        return self.hyperparameters.with_values(positions, self.fixed)
+
+
+def _maximise(
+    data: _Data, posterior: Posterior, new: _Positions, rng: np.random.Generator
+) -> list[tuple[int, _Floats]]:
+    """Return configurations by expected improvement, the best first; of each architecture the best one.
+
+    Without hyperparameters all new architectures are compared. With them, each architecture, trained ones too, is
+    combined with variations of the incumbents' hyperparameters and with random ones. Then the best points are varied
+    for some rounds, in the hyperparameters or in the architecture.
+    """
+
+    def log_improvement(points: _Points) -> _Floats:
+        columns = data.hyperparameters.columns(points.positions).values if data.chooses_hyperparameters else None
+        mean, std = posterior.predict(points.rows, columns)
+        return log_expected_improvement(mean, std, posterior.best)
+
+    if not data.chooses_hyperparameters:
+        points = _Points(new, np.zeros((len(new), len(data.hyperparameters))))
+        gain = log_improvement(points)
+    else:
+        mean, _ = posterior.predict(data.trained, data.hyperparameters.columns(data.positions[data.trained]).values)
+        incumbents = data.trained[np.argsort(-mean, kind="stable")[:_N_INCUMBENTS]]
+        architectures = np.concatenate([new, incumbents])
+        points = _first_points(data, architectures, incumbents, rng)
+        gain = log_improvement(points)
+        for _ in range(_ROUNDS):
+            best = np.argsort(-gain, kind="stable")[:_N_BEST]
+            more = _varied(data, _Points(points.rows[best], points.positions[best]), architectures, rng)
+            points = _Points(*(np.concatenate(pair) for pair in zip(points, more, strict=True)))
+            gain = np.concatenate([gain, log_improvement(more)])
+    return _best_of_each(data, points, gain)
+
+
+def _first_points(data: _Data, architectures: _Positions, incumbents: _Positions, rng: np.random.Generator) -> _Points:
+    """Return each architecture with some positions: incumbents', variations of them, and random ones."""
+    space, own = data.hyperparameters, data.positions[incumbents]
+    varied = space.varied(own[rng.integers(len(own), size=_N_VARIED)], rng)
+    pool = np.vstack([own, varied, space.random(_N_VARIED, rng)])
+    rows = np.repeat(architectures, _POSITIONS)
+    return _Points(rows, data.pinned(pool[rng.integers(len(pool), size=len(rows))]))
+
+
+def _varied(data: _Data, points: _Points, architectures: _Positions, rng: np.random.Generator) -> _Points:
+    """Return variations of points: one half with other hyperparameters, the other with another architecture."""
+    half = _CHILDREN // 2
+    rows, positions = np.repeat(points.rows, half), np.repeat(points.positions, half, axis=0)
+    others = architectures[rng.integers(len(architectures), size=len(rows))]
+    return _Points(np.concatenate([rows, others]), np.vstack([data.hyperparameters.varied(positions, rng), positions]))
+
+
+def _best_of_each(data: _Data, points: _Points, gain: _Floats) -> list[tuple[int, _Floats]]:
+    """Return the best point of each architecture, best first, without configurations that were trained or run."""
+    known = [*data.trained, *range(data.n_trials, data.n_trials + len(data.running))]
+    held = {(_key(data, row), data.positions[row].tobytes()) for row in known if data.chooses_hyperparameters}
+    keys: dict[int, Key] = {}
+    seen: set[Key] = set()
+    best: list[tuple[int, _Floats]] = []
+    for i in np.argsort(-gain, kind="stable"):
+        row = int(points.rows[i])
+        if row not in keys:
+            keys[row] = _key(data, row)
+        key = keys[row]
+        if key not in seen and (key, points.positions[i].tobytes()) not in held:
+            seen.add(key)
+            best.append((row, points.positions[i]))
+    return best
+
+
+def _key(data: _Data, row: int) -> Key:
+    """Return what identifies the architecture of a row."""
+    if row >= data.n_trials:
+        return [*data.running, *data.candidates][row - data.n_trials].key
+    return frozenset(data.view.describe(architecture_params(data.view.history.trials[row])).items())
+
+
+def _spread(data: _Data, rng: np.random.Generator) -> _Floats:
+    """Return the one of some random positions that is farthest from those of all trained and running trials."""
+    drawn = data.pinned(data.hyperparameters.random(_N_SPREAD, rng))
+    known = [*data.trained, *range(data.n_trials, data.n_trials + len(data.running))]
+    if not known or not data.chooses_hyperparameters:
+        return drawn[0]
+    columns, others = (data.hyperparameters.columns(some).values for some in (drawn, data.positions[known]))
+    return drawn[int(np.argmax(cdist(columns, others).min(axis=1)))]
+
+
+def _hyperparameters(view: StudyView) -> Space:
+    """Return the hyperparameters that all trained trials have."""
+    values = trained_values(view.history.trials, view.study.direction)
+    trained = [view.history.trials[i] for i in np.flatnonzero(~np.isnan(values))]
+    return {n: d for n, d in hyperparameter_space(trained).items() if n in view.hyperparameter_names}
+
+
+def _running(view: StudyView, hyperparameters: HyperparameterSpace) -> list[Candidate]:
+    """Return the running trials whose proxy scores and hyperparameters are known."""
+    found = []
+    for trial in view.history.unfinished:
+        scores = recorded_scores(trial)
+        names = recorded_architecture(trial)
+        is_known = names is not None and scores is not None and set(scores) == set(view.history.names)
+        if is_known and all(name in trial.params for name in hyperparameters.space):
+            present = architecture_params(trial)
+            key = frozenset(view.describe(present).items())
+            found.append(Candidate(dict(trial.params), present, scores or {}, key))
+    return found
 
 
 class _Cache:
     """What is kept of one study from proposal to proposal, to save time.
-
-    Args:
-        prior_correlation: As in :class:`~optuna_aznas.aggregation.LearnedAggregation`.
 
     Attributes:
         model: The learned ranking; it keeps its hyperparameters.
@@ -205,8 +410,8 @@ class _Cache:
         proxy_scores: Candidates' proxy scores, ``None`` where the scorer failed.
     """
 
-    def __init__(self, prior_correlation: float) -> None:
-        self.model = LearnedAggregation(exploring=True, prior_correlation=prior_correlation)
+    def __init__(self) -> None:
+        self.model = LearnedAggregation(exploring=True, prior_correlation=_PRIOR_CORRELATION)
         self.parents: list[Architecture] = []
         self.proxy_scores: dict[Key, dict[str, float] | None] = {}
         self._space: Space = {}
@@ -231,47 +436,55 @@ class _Cache:
         """Return the architectures of trials and, below them, of candidates as numbers; each is encoded once."""
         if space != self._space:
             self._space, self._encoder, self._rows = dict(space), Encoder(space), {}
-        params: dict[object, Mapping[str, Any]] = {trial.number: trial.params for trial in trials}
-        params |= {candidate.key: candidate.present for candidate in candidates}
-        missing = {key: values for key, values in params.items() if key not in self._rows}
+        keys: list[object] = [*(trial.number for trial in trials), *(candidate.key for candidate in candidates)]
+        params = [*(trial.params for trial in trials), *(candidate.present for candidate in candidates)]
+        missing = {key: values for key, values in zip(keys, params, strict=True) if key not in self._rows}
         encoded = self._encoder(list(missing.values()))
-        self._rows |= zip(missing, np.hstack(encoded), strict=True)
-        rows = np.array([self._rows[key] for key in params])
-        if len(self._rows) > 2 * len(params):
-            self._rows = {key: self._rows[key] for key in params}
-        return Parameters(*np.split(rows, [encoded.single.shape[1]], axis=1))
+        self._rows |= zip(missing, np.hstack(encoded[:2]), strict=True)
+        rows = np.array([self._rows[key] for key in keys])
+        if len(self._rows) > 2 * len(keys):
+            self._rows = {key: self._rows[key] for key in keys}
+        single, pooled = np.split(rows, [encoded.single.shape[1]], axis=1)
+        return encoded._replace(single=single, pooled=pooled)
 
 
-def expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
-    """Return by how much normal variables are expected to exceed ``best`` (Jones et al., 1998).
+def log_expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
+    """Return the logarithm of the amount by which normal variables are expected to exceed ``best``.
+
+    The expected improvement is that of Jones et al. (1998). Its logarithm is computed as by Ament et al. (2023,
+    arXiv:2310.20708), so that it does not underflow far below ``best``.
 
     Args:
         mean: Their means, shape (n,).
         std: Their standard deviations, shape (n,).
-        best: The value to exceed. If it is not finite, nothing was learned, and the means are returned.
+        best: The value to exceed.
     """
-    if not np.isfinite(best):
-        return mean
     deviation = np.maximum(std, 1e-12)
     z = (mean - best) / deviation
-    return (mean - best) * ndtr(z) + deviation * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+    log_density = -0.5 * z * z - 0.5 * np.log(2.0 * np.pi)
+    near = np.maximum(z, -1.0)
+    at_hand = np.log(near * ndtr(near) + np.exp(-0.5 * near * near) / np.sqrt(2.0 * np.pi))
+    # Below: log density(z) + log(1 - |z| sqrt(pi / 2) erfcx(|z| / sqrt(2))), whose last term goes to -2 log |z|.
+    below, far = np.clip(z, -1e4, -1.0), np.minimum(z, -1e4)
+    ratio = np.log1p(np.sqrt(np.pi / 2.0) * below * erfcx(-below / np.sqrt(2.0)))
+    under = log_density + np.where(z > -1e4, ratio, -2.0 * np.log(-far))
+    return np.log(deviation) + np.where(z > -1.0, at_hand, under)
 
 
-def _best_architectures(
-    trials: list[FrozenTrial],
-    candidates: list[Candidate],
-    space: Mapping[str, BaseDistribution],
-    order: Sequence[int] | npt.NDArray[np.intp],
-) -> list[Architecture]:
-    """Return the first ``_N_PARENTS`` architectures in the given order that may be parents.
+def _best_architectures(data: _Data, posterior: Posterior) -> list[Architecture]:
+    """Return the ``_N_PARENTS`` architectures with the highest posterior mean that may be parents, best first.
 
-    Positions below ``len(trials)`` are trials, those above candidates. Infeasible trials are left out, unless all are.
+    They are compared as if trained as the best one was. Infeasible trials are left out, unless all are.
     """
+    trials, space = data.view.history.trials, data.view.space
+    first = data.n_trials + len(data.running)
+    at = np.concatenate([data.trained[-_MAX_TRIALS:], np.arange(first, len(data.table))])
+    mean, _ = posterior.predict(at)
     some_feasible = any(is_feasible(trial) for trial in trials)
     best: list[Architecture] = []
-    for i in order:
-        if i >= len(trials):
-            present = candidates[i - len(trials)].present
+    for i in at[np.argsort(-mean, kind="stable")]:
+        if i >= first:
+            present = data.candidates[i - first].present
             best.append(Architecture(present, {name: space[name] for name in present if name in space}))
         elif is_feasible(trials[i]) or not some_feasible:
             best.append(_architecture(trials[i], space))

@@ -103,7 +103,8 @@ class Feasibility:
                 self._active[name].fit(x[has], y)
 
     def _encode(self, architectures: list[Params]) -> _Floats:
-        return np.hstack(self._encoder(architectures))
+        encoded = self._encoder(architectures)
+        return np.hstack([encoded.single, encoded.pooled])
 
 
 def _of_trials(trials: list[FrozenTrial], maxima: Mapping[str, float]) -> list[tuple[Params, Excesses]]:

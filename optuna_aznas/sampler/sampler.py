@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -44,14 +43,15 @@ class AZNASSampler(BaseSampler):
     the parent has are inherited, parameters that it lacks are sampled independently, so conditional spaces work.
 
     **Bayesian optimisation, where something is trained.** In a study with one objective, the trained value, whose
-    trials record proxy scores, the next architecture is the one with the highest expected improvement under a model
-    that learns from the trained values (:class:`~optuna_aznas.aggregation.LearnedAggregation`), among mutated, crossed
-    and random candidates. While fewer than 20 networks are trained, only the best of these by S are considered, at
-    first a quarter. With ``candidate_scorer`` each candidate's proxy scores are computed; without it they are estimated
-    from those of the study's trials.
+    trials record proxy scores, the next architecture and the next hyperparameters are those that together have the
+    highest expected improvement under a model that learns from the trained values
+    (:class:`~optuna_aznas.aggregation.LearnedAggregation`). Architectures are mutated, crossed and random ones. With
+    ``candidate_scorer`` each candidate's proxy scores are computed; without it they are estimated from those of the
+    study's trials. The hyperparameters are those that all trained trials have; others are sampled by TPE.
 
     Duplicates, architectures that the study already holds in a finished or running trial, are not proposed again if a
-    bounded number of tries finds another. Workers claim what they propose, so that no two propose the same at once.
+    bounded number of tries finds another. A finished one may be proposed with other hyperparameters. Workers claim what
+    they propose, so that no two propose the same at once.
 
     The sampler has no state outside the study: everything is read from the study, so that it can be killed, restarted
     and run by many workers at once.
@@ -84,8 +84,9 @@ class AZNASSampler(BaseSampler):
             ``candidate_scorer`` this many networks are scored for each one that is trained.
         n_startup_trainings: Bayesian optimisation: number of trained trials before the model counts, at least 1. Until
             then candidates are chosen by S.
-        hyperparameter_sampler: Samples the hyperparameters, which are suggested after :func:`~optuna_aznas.record`.
-            :class:`optuna.samplers.RandomSampler` by default.
+        hyperparameter_sampler: Samples the hyperparameters, which are suggested after :func:`~optuna_aznas.record`. By
+            default Bayesian optimisation proposes them together with the architecture, and
+            :class:`optuna.samplers.TPESampler` samples those that it does not cover: in evolution all of them.
         seed: Seed of the random numbers. Workers may share one: what the first trials draw depends on their number too.
 
     Raises:
@@ -132,18 +133,22 @@ class AZNASSampler(BaseSampler):
         self._admission = Admission(candidate_filter, limits, self._variation)
         self._evolution = Evolution(self._variation, self._admission, population_size, n_startup_trials)
         self._bayesian = BayesianOptimisation(
-            self._variation, self._admission, candidate_scorer, n_candidates, n_startup_trainings
+            self._variation,
+            self._admission,
+            candidate_scorer,
+            n_candidates,
+            n_startup_trainings,
+            with_hyperparameters=hyperparameter_sampler is None,
         )
-        self._random_sampler = RandomSampler(seed=seed)
+        # By default it samples the hyperparameters that the posterior does not cover.
         self._hyperparameter_sampler = (
-            self._random_sampler if hyperparameter_sampler is None else hyperparameter_sampler
+            TPESampler(seed=seed) if hyperparameter_sampler is None else hyperparameter_sampler
         )
         self._sessions: PerStudy[_Session] = PerStudy()
         self._lock = threading.RLock()
 
     def reseed_rng(self) -> None:
         self._variation.reseed()
-        self._random_sampler.reseed_rng()
         self._hyperparameter_sampler.reseed_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
@@ -153,24 +158,27 @@ class AZNASSampler(BaseSampler):
             view.update(trial)
             self._warn_of_unscored(session)
             self._warn_if_nothing_is_scored(session)
-            inferred = InferredSpace(self._propose(study, trial, view))
+            inferred = self._propose(study, trial, view)
             session.inferred[trial.number] = inferred
             if view.architecture_names:  # otherwise nothing was recorded, and every parameter may be the architecture's
                 space = self._hyperparameter_sampler.infer_relative_search_space(study, trial)
-                inferred.hyperparameters = {n: d for n, d in space.items() if n not in view.architecture_names}
-            return {**inferred.hyperparameters, **inferred.architecture}
+                inferred.hyperparameters = {
+                    n: d for n, d in space.items() if n not in view.architecture_names and n not in inferred.proposed
+                }
+            return {**inferred.hyperparameters, **inferred.proposed}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> Params:
         with self._lock:
             session = self._session(study)
             inferred = session.inferred.pop(trial.number, None)
-            architecture, hyperparameters = _split(search_space, inferred)
+            proposed, hyperparameters = _split(search_space, inferred)
             params: Params = {}
-            if architecture and inferred is None:  # called by another sampler, for a trial that this one has not seen
-                proposed = next(self._evolution.propose(session.view, architecture, {}))
-                params = {name: proposed[name] for name in architecture}
+            if proposed and inferred is None:  # called by another sampler, for a trial that this one has not seen
+                child = next(self._evolution.propose(session.view, proposed, {}))
+                params = {name: child[name] for name in proposed}
             elif inferred is not None and inferred.proposal is not None:
-                params = {name: inferred.proposal.params[name] for name in architecture}
+                values = inferred.proposal.params | inferred.chosen
+                params = {name: values[name] for name in proposed}
                 if inferred.proposal.numbers:
                     self._admission.store(study, trial, inferred.proposal)
                     session.proposals[trial.number] = inferred.proposal
@@ -214,24 +222,40 @@ class AZNASSampler(BaseSampler):
     def _session(self, study: Study) -> _Session:
         return self._sessions.get(study, lambda whole: _Session(StudyView(whole, self._aggregation)))
 
-    def _strategies(self, view: StudyView) -> tuple[Strategy, ...]:
-        """Return the strategies to ask, in order: evolution also proposes where Bayesian optimisation finds nothing."""
-        return (self._bayesian, self._evolution) if view.is_trained else (self._evolution,)
+    def _strategy(self, view: StudyView) -> Strategy:
+        return self._bayesian if view.is_trained else self._evolution
 
-    def _propose(self, study: Study, trial: FrozenTrial, view: StudyView) -> Examined | None:
-        """Return the architecture that is proposed for a trial; ``None`` where nothing is known of the space."""
-        strategies = self._strategies(view)
-        space = strategies[0].search_space(view)
+    def _propose(self, study: Study, trial: FrozenTrial, view: StudyView) -> InferredSpace:
+        """Return what is proposed for a trial: an architecture, and hyperparameters where the strategy chooses them."""
+        strategy = self._strategy(view)
+        space = strategy.search_space(view)
         if not space and not self._admission.discovers:
-            return None
+            return InferredSpace(None)
         self._admission.begin(trial)
         fixed = {
             name: value
             for name, value in fixed_params(study, trial).items()
             if name in space or (self._admission.discovers and name not in view.hyperparameter_names)
         }
-        proposals = itertools.chain.from_iterable(strategy.propose(view, space, fixed) for strategy in strategies)
-        return first_unclaimed(view, trial, self._admission.measured(view, proposals, space, fixed))
+        of_architecture = {name: d for name, d in space.items() if name not in view.hyperparameter_names}
+        fixed_architecture = {name: value for name, value in fixed.items() if name not in view.hyperparameter_names}
+        chosen: dict[frozenset[tuple[str, str]], Params] = {}
+
+        def architectures() -> Iterator[Params]:
+            for params in strategy.propose(view, space, fixed):
+                how = {name: params[name] for name in space if name in params and name not in of_architecture}
+                architecture = {name: value for name, value in params.items() if name not in view.hyperparameter_names}
+                chosen[frozenset(view.describe(architecture).items())] = how
+                yield architecture
+            if strategy is not self._evolution:  # it found nothing
+                yield from self._evolution.propose(view, of_architecture, fixed_architecture)
+
+        admitted = self._admission.measured(view, architectures(), of_architecture, fixed_architecture)
+        proposal = first_unclaimed(view, trial, admitted)
+        if proposal is None:
+            return InferredSpace(None)
+        how = chosen.get(frozenset(view.describe(proposal.params).items()), {})
+        return InferredSpace(proposal, {name: space[name] for name in how}, how)
 
     def _constraints(self, study: Study, trial: FrozenTrial, proposal: Examined | None) -> tuple[float, ...]:
         """Return a trial's constraint values: the user's, and those of the limits."""
@@ -278,16 +302,20 @@ class InferredSpace:
 
     Attributes:
         proposal: The proposed architecture; ``None`` where nothing is known of the space.
+        own_hyperparameters: The space of the hyperparameters that the strategy chose.
+        chosen: Their values.
         hyperparameters: The space of the hyperparameter sampler.
     """
 
     proposal: Examined | None
+    own_hyperparameters: Space = dataclasses.field(default_factory=dict)
+    chosen: Params = dataclasses.field(default_factory=dict)
     hyperparameters: Space = dataclasses.field(default_factory=dict)
 
     @property
-    def architecture(self) -> Space:
-        """The proposed architecture's parameters."""
-        return {} if self.proposal is None else self.proposal.space
+    def proposed(self) -> Space:
+        """The parameters of the proposed architecture, and the hyperparameters that were chosen with it."""
+        return self.own_hyperparameters | ({} if self.proposal is None else self.proposal.space)
 
 
 @dataclasses.dataclass
@@ -312,12 +340,12 @@ class _Session:
 
 
 def _split(search_space: Space, inferred: InferredSpace | None) -> tuple[Space, Space]:
-    """Return the architecture's and the hyperparameters' part of the space that Optuna asks to sample.
+    """Return the strategy's and the hyperparameter sampler's part of the space that Optuna asks to sample.
 
     It may lack parameters of the inferred space, such as those that a ``PartialFixedSampler`` has fixed. A space that
-    was not inferred here is all taken to be the architecture's.
+    was not inferred here is all the strategy's.
     """
     if inferred is None:
         return search_space, {}
-    architecture = {n: search_space[n] for n in inferred.architecture if n in search_space}
-    return architecture, {n: d for n, d in search_space.items() if n not in architecture}
+    proposed = {n: search_space[n] for n in inferred.proposed if n in search_space}
+    return proposed, {n: d for n, d in search_space.items() if n not in proposed}

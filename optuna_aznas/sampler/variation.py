@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_aznas._optuna import contains
-from optuna_aznas.study.values import canonical, index_of, nearest_on_grid, same_distribution
+from optuna_aznas.study.values import canonical, index_of, nearest, same_distribution
 
 _STEP = 0.15  # standard deviation of a numerical mutation, as a fraction of the range on the distribution's own scale
 
@@ -157,7 +157,7 @@ def mutate(value: Any, distribution: BaseDistribution, rng: np.random.Generator)
             return mutated
     # The grid is coarser than the steps drawn: take a neighbouring value.
     step = distribution.step or 0.0
-    neighbours = [_nearest(distribution, neighbour) for neighbour in (value - step, value + step)]
+    neighbours = [nearest(distribution, neighbour) for neighbour in (value - step, value + step)]
     others = [neighbour for neighbour in neighbours if neighbour != value]
     return others[int(rng.integers(len(others)))] if others else value
 
@@ -205,17 +205,7 @@ def _from_unit(distribution: BaseDistribution, unit: float) -> Any:
     value = low + unit * (high - low)
     if distribution.log:
         value = float(np.exp(value))
-    return _nearest(distribution, value)
-
-
-def _nearest(distribution: FloatDistribution | IntDistribution, value: float) -> Any:
-    """Return the value of a distribution that is nearest to a number."""
-    if isinstance(distribution, IntDistribution):
-        steps = round((value - distribution.low) / distribution.step)
-        return min(max(distribution.low + steps * distribution.step, distribution.low), distribution.high)
-    if distribution.step is not None:
-        return nearest_on_grid(value, distribution)
-    return float(min(max(value, distribution.low), distribution.high))
+    return nearest(distribution, value)
 
 
 @functools.lru_cache(maxsize=8)

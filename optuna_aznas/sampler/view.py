@@ -126,8 +126,10 @@ class StudyView:
         return self.holds(self.describe(params))
 
     def describe(self, params: Mapping[str, Any]) -> Description:
-        """Return parameters as text, by their distributions as trials had them last."""
-        return describe(params, self._last)
+        """Return architecture parameters as text, by their distributions as trials had them last; hyperparameters are
+        left out.
+        """
+        return describe({n: v for n, v in params.items() if n not in self.hyperparameter_names}, self._last)
 
     def expected_architecture(self, trial: FrozenTrial) -> Description:
         """Return the architecture that an unfinished trial has, or is expected to have, as far as it is known."""

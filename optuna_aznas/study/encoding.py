@@ -13,14 +13,17 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas.aggregation import Parameters
+from optuna_aznas.aggregation.learned import Hyperparameters
 from optuna_aznas.study.attributes import architecture_names
-from optuna_aznas.study.values import index_of
+from optuna_aznas.study.values import index_of, nearest
 
 _Floats = npt.NDArray[np.float64]
 
 _Space = Mapping[str, BaseDistribution]
 
 _MAX_COLUMNS = 64  # most columns of one categorical parameter, beside the one that marks it as absent
+_MAX_GRID = 64  # most values of a numerical hyperparameter that are told apart when it is drawn or varied
+_STEPS = (0.01, 0.3)  # range of the standard deviation of a step of a numerical hyperparameter
 _ABSENT = object()  # stands for the value of a parameter that a network does not have
 
 
@@ -70,6 +73,11 @@ class Encoder:
         for name, distribution in self.space.items():
             groups.setdefault(repr(distribution), []).append(name)
         self._groups = [group for group in groups.values() if len(group) > 1]
+        kinds = {name: kind for kind, group in enumerate(groups.values()) for name in group}
+        self._single_kinds = tuple(kinds[name] for name, d in self.space.items() for _ in range(_width(d)))
+        self._pooled_kinds = tuple(
+            kinds[group[0]] for group in self._groups for _ in range(_width(self.space[group[0]]))
+        )
 
     def __call__(self, params: Sequence[Mapping[str, Any]]) -> Parameters:
         """Return the rows of networks by their parameters; parameters outside the space are ignored."""
@@ -82,7 +90,105 @@ class Encoder:
             / math.sqrt(len(group))
             for group in self._groups
         ]
-        return Parameters(single, np.hstack(pooled) if pooled else np.zeros((len(params), 0)))
+        together = np.hstack(pooled) if pooled else np.zeros((len(params), 0))
+        return Parameters(single, together, self._single_kinds, self._pooled_kinds)
+
+
+class HyperparameterSpace:
+    """Hyperparameters of configurations as positions, a column each, which can be drawn and varied as arrays.
+
+    The position of a categorical value is its index; that of a numerical one lies between 0 and 1, its bounds on its
+    distribution's own scale. Where a distribution has few values, positions are those of its values alone.
+
+    Args:
+        space: The hyperparameters and their distributions.
+    """
+
+    def __init__(self, space: _Space) -> None:
+        self.space = {name: distribution for name, distribution in space.items() if not distribution.single()}
+        self._grids = [_grid(distribution) for distribution in self.space.values()]
+
+    def __len__(self) -> int:
+        return len(self.space)
+
+    def positions(self, params: Sequence[Mapping[str, Any]]) -> _Floats:
+        """Return the positions of configurations that have all of the hyperparameters, shape (n, h)."""
+        found = np.zeros((len(params), len(self)))
+        for column, (name, distribution) in zip(found.T, self.space.items(), strict=True):
+            column[:] = [_position(distribution, values[name]) for values in params]
+        return found
+
+    def params(self, position: _Floats) -> dict[str, Any]:
+        """Return the values at one position, shape (h,)."""
+        return {
+            name: _value(distribution, number)
+            for (name, distribution), number in zip(self.space.items(), position.tolist(), strict=True)
+        }
+
+    def with_values(self, positions: _Floats, values: Mapping[str, Any]) -> _Floats:
+        """Return a copy of positions, shape (n, h), in which some hyperparameters have the given values."""
+        fixed = {k: name for k, name in enumerate(self.space) if name in values}
+        copy = positions.copy()
+        for k, name in fixed.items():
+            copy[:, k] = _position(self.space[name], values[name])
+        return copy
+
+    def random(self, n: int, rng: np.random.Generator) -> _Floats:
+        """Draw positions uniformly, shape (n, h)."""
+        drawn = rng.random((n, len(self)))
+        for column, grid in zip(drawn.T, self._grids, strict=True):
+            if grid is not None:
+                column[:] = grid[(column * len(grid)).astype(int)]
+        return drawn
+
+    def varied(self, positions: _Floats, rng: np.random.Generator) -> _Floats:
+        """Return a copy in which one hyperparameter of each row, and others with probability 1 / h, are changed.
+
+        A categorical value becomes another one. A numerical one moves by a normal step whose standard deviation is
+        drawn between 0.01 and 0.3 of the range, reflected at its bounds, and to another value where there are few.
+        """
+        n, h = positions.shape
+        chosen = (rng.random((n, h)) < 1.0 / h) | (np.arange(h) == rng.integers(h, size=(n, 1)))
+        size = np.exp(rng.uniform(math.log(_STEPS[0]), math.log(_STEPS[1]), size=(n, h)))
+        moved = (positions + size * rng.standard_normal((n, h))) % 2.0  # reflected: 1.2 becomes 0.8, -0.2 becomes 0.2
+        moved = np.minimum(moved, 2.0 - moved)
+        for k, (grid, distribution) in enumerate(zip(self._grids, self.space.values(), strict=True)):
+            if grid is None:
+                continue
+            places = np.searchsorted(grid, positions[:, k] - 1e-9)
+            if isinstance(distribution, CategoricalDistribution):
+                others = (places + rng.integers(1, len(grid), size=n)) % len(grid)
+            else:
+                others = np.abs(grid - moved[:, k, np.newaxis]).argmin(axis=1)
+                step = np.where(rng.random(n) < 0.5, 1, -1)
+                step = np.where((places + step < 0) | (places + step >= len(grid)), -step, step)
+                others = np.where(others == places, places + step, others)
+            moved[:, k] = grid[others]
+        return np.where(chosen, moved, positions)
+
+    def columns(self, positions: _Floats) -> Hyperparameters:
+        """Return positions as columns of numbers for the learned ranking."""
+        blocks, names = [], []
+        for k, distribution in enumerate(self.space.values()):
+            if isinstance(distribution, CategoricalDistribution):
+                n_choices = len(distribution.choices)
+                one_hot = _choice_columns(n_choices, positions[:, k].astype(np.intp))
+                blocks.append(one_hot * math.sqrt(2.0 * n_choices / (n_choices - 1)))
+            else:
+                blocks.append(math.sqrt(12.0) * positions[:, [k]])
+            names += [k] * blocks[-1].shape[1]
+        return Hyperparameters(np.hstack(blocks) if blocks else np.zeros((len(positions), 0)), tuple(names))
+
+
+def hyperparameter_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """Return the hyperparameters that all of some trials have, by their distributions in the last of them."""
+    if not trials:
+        return {}
+    architecture = set(architecture_names(trials[-1]))
+    space = {name: d for name, d in trials[-1].distributions.items() if name not in architecture}
+    for trial in trials:
+        space = {name: d for name, d in space.items() if name in trial.params}
+    return space
 
 
 def encode_hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
@@ -98,6 +204,58 @@ def encode_hyperparameters(trials: Sequence[FrozenTrial]) -> _Floats | None:
     return encoder([trial.params for trial in trials]).single if encoder.space else None
 
 
+def _grid(distribution: BaseDistribution) -> _Floats | None:
+    """Return the positions of a distribution's values, ascending; ``None`` where there are many."""
+    if isinstance(distribution, CategoricalDistribution):
+        return np.arange(float(len(distribution.choices)))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if distribution.step is None or (distribution.high - distribution.low) / distribution.step >= _MAX_GRID:
+        return None
+    n = round((distribution.high - distribution.low) / distribution.step)
+    values = [distribution.low + k * distribution.step for k in range(n + 1)]
+    return np.array([_position(distribution, value) for value in values])
+
+
+def _position(distribution: BaseDistribution, value: Any) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return float(max(_choice(distribution, value), 0))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return float(_positions(distribution, np.array([value], dtype=np.float64))[0])
+
+
+def _value(distribution: BaseDistribution, position: float) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(position)]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high = _bounds(distribution)
+    value = low + position * (high - low)
+    return nearest(distribution, math.exp(value) if distribution.log else value)
+
+
+def _positions(distribution: FloatDistribution | IntDistribution, values: _Floats) -> _Floats:
+    """Return where values lie between the bounds, 0 to 1, on the distribution's own scale; NaN for NaN."""
+    low, high = _bounds(distribution)
+    scaled = np.log(np.maximum(values, 1e-300)) if distribution.log else values
+    return np.clip((scaled - low) / (high - low), 0.0, 1.0)
+
+
+def _bounds(distribution: FloatDistribution | IntDistribution) -> tuple[float, float]:
+    low, high = float(distribution.low), float(distribution.high)
+    return (math.log(low), math.log(high)) if distribution.log else (low, high)
+
+
+def _choice_columns(n_choices: int, chosen: npt.NDArray[np.intp]) -> _Floats:
+    """Return choices as rows whose squared distance is 1, or about 1 where there are more choices than columns."""
+    columns = np.zeros((len(chosen), min(n_choices, _MAX_COLUMNS)))
+    if n_choices > _MAX_COLUMNS:
+        for row, choice in zip(columns, chosen, strict=True):
+            direction = np.random.default_rng(choice).standard_normal(_MAX_COLUMNS)
+            row[:] = math.sqrt(0.5) * direction / np.linalg.norm(direction)
+    else:
+        columns[np.arange(len(chosen)), chosen] = math.sqrt(0.5)
+    return columns
+
+
 def _width(distribution: BaseDistribution) -> int:
     return 1 + (
         min(len(distribution.choices), _MAX_COLUMNS) if isinstance(distribution, CategoricalDistribution) else 1
@@ -110,20 +268,12 @@ def _write(columns: _Floats, distribution: BaseDistribution, values: Sequence[An
         choices = np.array([_choice(distribution, value) for value in values], dtype=np.intp)
         is_absent = choices < 0
         rows = np.flatnonzero(~is_absent)
-        if len(distribution.choices) > _MAX_COLUMNS:
-            for row in rows:
-                direction = np.random.default_rng(choices[row]).standard_normal(_MAX_COLUMNS)
-                columns[row, :-1] = math.sqrt(0.5) * direction / np.linalg.norm(direction)
-        else:
-            columns[rows, choices[rows]] = math.sqrt(0.5)
+        columns[rows, :-1] = _choice_columns(len(distribution.choices), choices[rows])
     else:
         assert isinstance(distribution, IntDistribution | FloatDistribution)
-        low, high = float(distribution.low), float(distribution.high)
         numbers = np.array([math.nan if value is _ABSENT else value for value in values], dtype=np.float64)
         is_absent = np.isnan(numbers)
-        if distribution.log:
-            low, high, numbers = math.log(low), math.log(high), np.log(np.maximum(numbers, 1e-300))
-        columns[:, 0] = np.where(is_absent, 0.0, np.clip((numbers - low) / (high - low), 0.0, 1.0))
+        columns[:, 0] = np.where(is_absent, 0.0, _positions(distribution, numbers))
     columns[is_absent, -1] = math.sqrt(0.5)
 
 

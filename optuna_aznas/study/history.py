@@ -117,6 +117,11 @@ class StudyHistory:
         return self.aggregate(self.proxy_scores) if len(self) else np.zeros(0)
 
     @property
+    def unfinished(self) -> list[FrozenTrial]:
+        """The trials that waited or ran at the last update, the caller's own among them."""
+        return self._unfinished
+
+    @property
     def unscored(self) -> Counter[TrialState]:
         """The number of trials without proxy scores by state, waiting and running trials included."""
         return self._n_unscored + Counter(trial.state for trial in self._unfinished)

@@ -42,8 +42,18 @@ def canonical(value: Any, distribution: BaseDistribution | None) -> Any:
     step = distribution.step
     if step is None or not distribution.low - step <= number <= distribution.high + step:
         return number
-    nearest = nearest_on_grid(number, distribution)
-    return nearest if abs(nearest - number) <= _ON_GRID * step else number
+    on_grid = nearest_on_grid(number, distribution)
+    return on_grid if abs(on_grid - number) <= _ON_GRID * step else number
+
+
+def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> Any:
+    """Return the value of a distribution that is nearest to a number."""
+    if isinstance(distribution, IntDistribution):
+        steps = round((value - distribution.low) / distribution.step)
+        return min(max(distribution.low + steps * distribution.step, distribution.low), distribution.high)
+    if distribution.step is not None:
+        return nearest_on_grid(value, distribution)
+    return float(min(max(value, distribution.low), distribution.high))
 
 
 def nearest_on_grid(value: float, distribution: FloatDistribution) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optuna_aznas.aggregation import LearnedAggregation
 from optuna_aznas.aggregation.gaussian_process import Process
-from optuna_aznas.aggregation.learned import _calibrated, _choose
+from optuna_aznas.aggregation.learned import _choose
 
 
 def test_the_kernels_hyperparameters_are_chosen_anew_at_15_percent_more_values(monkeypatch):
@@ -36,19 +36,6 @@ def test_predictions_are_for_the_hyperparameters_of_the_best_trained_network(sig
     values = np.where(np.arange(100) < 50, sign * 10 * rate[:, 0] + 0.1 * scores[:, 0], np.nan)
     prediction = LearnedAggregation().predict(scores, values, None, rate)
     assert np.mean(prediction.mean) > 0.7
-
-
-@pytest.mark.parametrize("rho", [0.5, 0.85])
-@pytest.mark.parametrize("least", [-3.0, 0.0, 1.0])
-def test_the_calibration_gives_the_values_of_selected_networks_their_mean_and_spread(rho, least):
-    """Jointly normal y and z, selected by z: the order of the selected y, calibrated, has the moments of y itself."""
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=200_000)
-    y = rho * z + np.sqrt(1 - rho**2) * rng.normal(size=len(z))
-    selected = z > least
-    calibrated = _calibrated(np.exp(y[selected]), z[selected], rho)
-    assert calibrated.mean() == pytest.approx(y[selected].mean(), abs=0.02)
-    assert calibrated.std() == pytest.approx(y[selected].std(), abs=0.02)
 
 
 @given(st.permutations(range(60)), st.integers(2, 70))

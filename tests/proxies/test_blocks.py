@@ -102,7 +102,7 @@ def test_two_units_stay_two():
     def unit(c_in):
         return nn.Sequential(nn.Conv2d(c_in, 4, 3), nn.ReLU())
 
-    assert list(find_blocks(nn.Sequential(unit(3), unit(4), nn.Flatten(), nn.Linear(64, 2)))) == ["0.1", "1.1"]
+    assert list(find_blocks(nn.Sequential(unit(3), unit(4), nn.Flatten(), nn.Linear(64, 2)))) == ["0", "1"]
     assert list(find_blocks(nn.Sequential(unit(3), unit(4)))) == ["0", "1"]
 
 

@@ -516,3 +516,15 @@ def test_one_resolution_is_no_tie_where_the_width_grows():
     scores = ProxyEvaluator((6, 6, 3), device="cpu")(Widening())
     assert {block.channels for block in scores.blocks} == {8, 16}
     assert scores.jacobian_rank > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_a_chain_of_convolution_blocks_is_found_in_one_way_at_every_depth(depth):
+    def block(c_in, c_out):
+        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU())
+
+    layers = [block(3, 4), *(block(4, 4) for _ in range(depth))]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    scores = ProxyEvaluator((3, 8, 8), batch_size=2, device="cpu")(model)
+    assert scores.block_source == "found in the tree of modules"
+    assert len(scores.blocks) == depth + 1

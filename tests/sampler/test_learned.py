@@ -16,7 +16,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import optuna_aznas as az
-from optuna_aznas.sampler.bayesian import expected_improvement
+from optuna_aznas.sampler.bayesian import log_expected_improvement
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
 
@@ -212,7 +212,8 @@ def test_a_conditional_space(with_score):
     late = [trial.params["depth"] for trial in study.trials[25:]]
     assert np.mean(np.array(late) == 3) > 0.3  # at random 0.2
     shapes = {tuple(v for k, v in t.params.items() if k != "lr") for t in study.trials}
-    assert len(shapes) == 50
+    assert len({tuple(t.params.values()) for t in study.trials}) == 50
+    assert 10 < len(shapes) < 50  # a good architecture is trained again, with other hyperparameters
 
 
 def test_a_parameter_that_is_new_to_the_study():
@@ -288,12 +289,14 @@ def test_the_encoding():
         "constant": IntDistribution(3, 3),
     }
     half = math.sqrt(0.5)
-    single, pooled = Encoder(space)(
+    single, pooled, single_kinds, pooled_kinds = Encoder(space)(
         [{"op0": "b", "op1": "b", "lr": 1e-2, "width": 24, "constant": 3}, {"op0": "gone", "lr": 1e-4}]
     )
     assert single[0] == pytest.approx([0, half, 0, 0, 0, half, 0, 0, 0.5, 0, 0.25, 0])
     assert single[1] == pytest.approx([0, 0, 0, half, 0, 0, 0, half, 0, 0, 0, half])
     assert pooled == pytest.approx(np.array([[0, 1, 0, 0], [0, 0, 0, 1]]))
+    assert single_kinds == (0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2)
+    assert pooled_kinds == (0, 0, 0, 0)
 
 
 def test_many_choices_are_encoded_in_few_columns():
@@ -301,7 +304,7 @@ def test_many_choices_are_encoded_in_few_columns():
     choices = tuple(f"c{i}" for i in range(100_000))
     encoder = Encoder({"x": CategoricalDistribution(choices)})
     chosen = [{"x": choices[i]} for i in range(0, 100_000, 2000)]
-    single, pooled = encoder([*chosen, {}, {"x": "gone"}, {"x": None}])
+    single, pooled, *_ = encoder([*chosen, {}, {"x": "gone"}, {"x": None}])
     assert single.shape == (len(chosen) + 3, 65)
     assert pooled.shape[1] == 0
     squared = ((single[:50, None] - single[None, :50]) ** 2).sum(axis=2)[~np.eye(50, dtype=bool)]
@@ -344,11 +347,19 @@ def test_hyperparameters_are_what_is_no_architecture():
     assert encode_hyperparameters(study.trials)[:, 0] == pytest.approx([t.params["lr"] for t in study.trials])
 
 
-@pytest.mark.parametrize("mean", [-1.0, 0.0, 2.0])
-def test_expected_improvement_is_the_integral(mean):
+@pytest.mark.parametrize("mean", [-3.0, -0.3, 0.0, 0.5, 2.0])
+def test_log_expected_improvement_is_the_logarithm_of_the_integral(mean):
     std, best = 0.7, 0.5
-    expected, _ = quad(lambda y: (y - best) * norm.pdf(y, mean, std), best, best + 12)
-    assert expected_improvement(np.array([mean]), np.array([std]), best) == pytest.approx([expected], rel=1e-6)
+    expected, _ = quad(lambda y: (y - best) * norm.pdf(y, mean, std), best, best + 12, epsabs=0.0)
+    assert log_expected_improvement(np.array([mean]), np.array([std]), best) == pytest.approx([np.log(expected)])
+
+
+def test_log_expected_improvement_orders_what_lies_far_below():
+    """Where the expected improvement itself is 0 in floating point, its logarithm still grows with the mean."""
+    mean = np.concatenate([-np.geomspace(1e7, 1.001, 2000), np.linspace(-1.0, 1.0, 200)])
+    improvement = log_expected_improvement(mean, np.ones(len(mean)), 0.0)
+    assert np.all(np.isfinite(improvement))
+    assert np.all(np.diff(improvement) > 0)
 
 
 def test_proxy_importance_in_a_study():

@@ -203,13 +203,20 @@ def _find_automatically(model: nn.Module) -> dict[str, nn.Module]:
         if not inner:
             break
         units = inner
-    if len(units) < 3 and all(isinstance(unit, nn.Sequential) for unit in units.values()):
+    sequences = all(isinstance(unit, nn.Sequential) for unit in units.values())
+    blocks = bool(units) and all(map(_is_convolution_with_company, units.values()))
+    if len(units) < 3 and sequences and not blocks:
         # A plain chain of layers, perhaps inside a wrapper or two (``self.features``, ``self.classifier``).
         chain = _chain(model)
         if len(chain) >= 2:
             return chain
     units = _without_head(model, units)
     return units if len(units) >= 2 else {}
+
+
+def _is_convolution_with_company(unit: nn.Module) -> bool:
+    """Whether a unit is one convolution with its norm and activation, and so no chain of layers."""
+    return sum(map(has_weight, unit.children())) == 1 and _convolves(unit)
 
 
 def _is_only_layer(model: nn.Module, name: str, unit: nn.Module) -> bool:
