@@ -19,7 +19,9 @@ def objective(trial):
 
 def trained_study(storage=None):
     return optuna.create_study(
-        storage=storage, sampler=az.AZNASSampler(n_candidates=20, seed=0), pruner=az.AZNASPruner(n_startup_trials=2)
+        storage=storage,
+        sampler=az.AZNASSampler(hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0), n_candidates=20, seed=0),
+        pruner=az.AZNASPruner(n_startup_trials=2),
     )
 
 

@@ -76,7 +76,7 @@ def test_a_study_that_trains_records_where_it_suggests(cluster, tmp_path):
         tune.report({"accuracy": config["x"] - config["lr"]})
 
     storage = optuna.storages.InMemoryStorage()
-    sampler = az.AZNASSampler(n_candidates=20, seed=0)
+    sampler = az.AZNASSampler(hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0), n_candidates=20, seed=0)
     fit(
         train,
         search.OptunaSearch(

@@ -45,7 +45,9 @@ def run_rank(rank, folder):
         study = optuna.create_study(
             study_name="ranks",
             storage=f"sqlite:///{folder}/nas.db",
-            sampler=az.AZNASSampler(n_candidates=10, seed=0),
+            sampler=az.AZNASSampler(
+                hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0), n_candidates=10, seed=0
+            ),
             pruner=az.AZNASPruner(n_startup_trials=2, keep_fraction=0.5),
         )
         study.optimize(objective, n_trials=_N_TRIALS)

@@ -78,7 +78,7 @@ def test_trainer_searches_architecture_and_hyperparameters(hyperparameters_first
         n_trials=6,
         study_name="bert",
         storage=storage,
-        sampler=az.AZNASSampler(n_candidates=10, seed=0),
+        sampler=az.AZNASSampler(hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0), n_candidates=10, seed=0),
         pruner=az.AZNASPruner(n_startup_trials=2, keep_fraction=0.5),
     )
     study = optuna.load_study(study_name="bert", storage=storage)
