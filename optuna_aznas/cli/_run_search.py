@@ -231,10 +231,13 @@ class _Search:
     def __init__(self, study: Study, build: _Build, evaluator: az.ProxyEvaluator, storage: str) -> None:
         self._study, self._build, self._evaluator, self._storage = study, build, evaluator, storage
         self._report: TrialReport | None = None
+        self._not_stored: Exception | None = None
 
     def __call__(self, _: None) -> TrialReport:
         """Run a trial."""
         self._study.optimize(self._objective, n_trials=1, callbacks=[self._after_trial], catch=(Exception,))
+        if self._not_stored is not None:  # the storage's error, and not this network's
+            raise self._not_stored
         assert self._report is not None
         return self._report
 
@@ -247,7 +250,11 @@ class _Search:
         except Exception as error:
             self._error = error
             raise
-        store_scoring(trial, scores)
+        try:
+            store_scoring(trial, scores)
+        except Exception as error:
+            self._not_stored = error
+            raise
         return scores
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
