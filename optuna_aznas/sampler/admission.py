@@ -133,7 +133,8 @@ class Admission:
             fixed: Parameters whose values the user has fixed.
         """
         if self._limits is None and self._filter is None and not self._feasibility(view.study).has_learned(view):
-            return Examined(params, space)
+            # A trained architecture that is proposed again lacks the parameters that its network never asked for.
+            return Examined(params, {name: distribution for name, distribution in space.items() if name in params})
         known = {**view.architecture_space, **space}
         others = {name: distribution for name, distribution in known.items() if name not in params}
         if self._limits is None:

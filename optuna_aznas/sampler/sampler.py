@@ -254,7 +254,8 @@ class AZNASSampler(BaseSampler):
         proposal = first_unclaimed(view, trial, admitted)
         if proposal is None:
             return InferredSpace(None)
-        how = chosen.get(frozenset(view.describe(proposal.params).items()), {})
+        described = view.describe(proposal.params).items()  # with values for parameters that the proposal lacked
+        how = next((chosen[key] for key in reversed(chosen) if key <= described), {})
         return InferredSpace(proposal, {name: space[name] for name in how}, how)
 
     def _constraints(self, study: Study, trial: FrozenTrial, proposal: Examined | None) -> tuple[float, ...]:

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import optuna_aznas as az
+from optuna_aznas.sampler.admission import Admission
+from optuna_aznas.sampler.variation import Variation
+from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.encoding import HyperparameterSpace, hyperparameter_space
 
 CHOICES = ("a", "b", "c", "d")
@@ -160,3 +163,28 @@ def test_columns_of_uniform_hyperparameters_have_variance_one():
     values, names = space.columns(space.random(20_000, np.random.default_rng(0)))
     for k, name in enumerate(space.space):
         assert values[:, np.array(names) == k].var(axis=0).sum() == pytest.approx(1.0, abs=0.3), name
+
+
+@pytest.mark.parametrize("candidate_filter", [None, lambda params: params["depth"] < 5])
+def test_a_trained_architecture_of_a_conditional_space_is_proposed_again(candidate_filter):
+    """It lacks the parameters that its network never asked for."""
+
+    def conditional(trial):
+        depth = trial.suggest_int("depth", 2, 5)
+        widths = [trial.suggest_int(f"width{i}", 1, 2) for i in range(depth)]
+        az.record(trial, {"total": sum(widths), "depth": depth})
+        return sum(widths) / 10 - abs(math.log10(trial.suggest_float("rate", 1e-5, 1e-1, log=True)) + 2)
+
+    study = run(az.AZNASSampler(seed=0, n_candidates=30, candidate_filter=candidate_filter), 40, conditional)
+    assert study.best_value > 0.6
+    assert np.mean(distances(study.trials[20:])) < 0.4  # the rate is proposed too: at random 1.0 and more
+    architectures = [tuple((n, v) for n, v in trial.params.items() if n != "rate") for trial in study.trials]
+    assert len(set(architectures)) < len(architectures)
+
+
+def test_an_examined_candidate_has_the_parameters_that_it_has():
+    study = run(az.AZNASSampler(seed=0), 3)
+    admission = Admission(None, None, Variation(1, 0.3, 0))
+    space = {"x0": CategoricalDistribution(CHOICES), "x9": CategoricalDistribution(CHOICES)}
+    examined = admission.examine(StudyView(study, None), {"x0": "a"}, space, {})
+    assert examined.architecture == {"x0": "a"}
