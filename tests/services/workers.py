@@ -72,7 +72,9 @@ def objective(trial):
 
 def main(kind, place, name, seed, trials):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(study_name=name, storage=open_storage(kind, place), sampler=az.AZNASSampler(seed=seed))
+    # With hyperparameters of its own the sampler trains good architectures more than once.
+    sampler = az.AZNASSampler(seed=seed, hyperparameter_sampler=optuna.samplers.RandomSampler(seed=seed))
+    study = optuna.load_study(study_name=name, storage=open_storage(kind, place), sampler=sampler)
     enough = optuna.study.MaxTrialsCallback(trials, states=(TrialState.COMPLETE,))
     study.optimize(objective, callbacks=[enough])
 
