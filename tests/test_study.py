@@ -393,7 +393,9 @@ def test_an_objective_that_records_takes_the_best_trial():
 
 
 def test_record_names_the_architecture():
-    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0, n_candidates=5))
+    random = optuna.samplers.RandomSampler(seed=0)
+    sampler = az.AZNASSampler(seed=0, n_candidates=5, hyperparameter_sampler=random)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
 
     def objective(trial):
         lr, x = trial.suggest_float("lr", 0, 1), trial.suggest_int("x", 0, 20)
