@@ -59,7 +59,7 @@ def crowd(url, rounds, folder, n_workers, sides, n_trials):
             time.sleep(0.001)
         study = optuna.create_study(
             study_name=name, storage=open_storage(url, must_exist=False), direction="maximize", load_if_exists=True,
-            sampler=az.AZNASSampler(seed=0),
+            sampler=az.AZNASSampler(seed=0, hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0)),
         )  # fmt: skip
         study.optimize(objective, n_trials=n_trials)
 
