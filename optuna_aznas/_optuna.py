@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -15,6 +15,11 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 #: What storages raise where a finished trial is changed: in early versions of Optuna 4 a plain RuntimeError.
 UpdateFinishedTrialError: type[RuntimeError] = getattr(optuna.exceptions, "UpdateFinishedTrialError", RuntimeError)
+
+if TYPE_CHECKING:
+    from optuna.storages import GrpcStorageProxy as GrpcStorageProxy
+else:  # early versions of Optuna 4 have none
+    GrpcStorageProxy = getattr(optuna.storages, "GrpcStorageProxy", object)
 
 _FIXED_PARAMS_KEY = "fixed_params"  # system attribute of a trial that enqueue_trial has queued
 _CONSTRAINTS_KEY = "constraints"  # system attribute of a trial, up to Optuna 4

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from optuna.storages import GrpcStorageProxy
-
+from optuna_aznas._optuna import GrpcStorageProxy
 from optuna_aznas.storage.retries import Retries, RetryingStorage, retries_calls
 
 _PORT = 13000  # Optuna's default
