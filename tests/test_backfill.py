@@ -86,6 +86,7 @@ def test_thirty_old_trials_are_scored_and_the_study_goes_on(study):
     study.sampler = az.AZNASSampler(seed=0, hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of Optuna 4.0's storage
         study.optimize(recording, n_trials=8)
     assert len(StudyHistory.of(study)) == 39
     architectures = [

@@ -33,6 +33,10 @@ MESSAGES = [
 ]
 
 
+def test_a_quoted_colon_in_a_password_hides_nothing_else():
+    assert redact_url("redis://u:ab%3A/%3A/cd@[::1]:1", "redis://u:ab%3A/%3A/cd@[::1]:1") == "redis://u:***@[::1]:1"
+
+
 @pytest.mark.parametrize("message", MESSAGES)
 @pytest.mark.parametrize("template", URLS)
 @given(password=PASSWORDS, quoting=st.sampled_from([str, quote, quote_plus, lambda text: quote(text, safe="")]))

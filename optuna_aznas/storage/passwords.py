@@ -69,6 +69,7 @@ def _secrets(url: str) -> list[str]:
     """Return the passwords of a URL in each spelling, and the parts at which a driver may cut them; longest first."""
     written = {match["secret"] for pattern in _IN_URL for match in pattern.finditer(url)}
     parts = {part for secret in written for part in re.split(r"[/?#@:\[\]&;\s]", secret)}
+    parts = {part for part in parts if any(map(str.isalnum, unquote(part)))}  # a quoted colon alone tells nothing
     spellings: set[str] = set()
     for secret in written | parts:
         plain = {secret, unquote(secret), unquote_plus(secret)}

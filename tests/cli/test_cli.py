@@ -116,7 +116,7 @@ def test_search_and_go_on(run, folder):
     status, out, err = search(run)
     assert status == 0
     assert out.splitlines()[0].split()[:3] == ["place", "trial", "S"]
-    assert len(out.splitlines()) == 7
+    assert len([line for line in out.splitlines() if not line.startswith("(")]) == 7
     assert "New study 'build', in sqlite:///aznas.db" in err
     assert "6/6" in err
     status, out, err = search(run, "--quiet", "-n", "2", trials=4)
@@ -212,7 +212,7 @@ def test_several_workers_share_a_study_and_one_may_die(run, folder, storage):
     assert len(states) == 9
     assert (states[2], states[4]) == ("RUNNING", "FAIL")
     assert states.count("COMPLETE") == 7
-    assert len(out.splitlines()) == 1 + 7
+    assert len([line for line in out.splitlines() if not line.startswith("(")]) == 1 + 7
 
 
 def test_workers_need_a_storage_that_they_share(run):
