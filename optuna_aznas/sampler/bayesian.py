@@ -9,20 +9,18 @@ expected improvement is maximised over architecture and hyperparameters together
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
-from scipy.spatial.distance import cdist
-from scipy.special import erfcx, ndtr
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
 from optuna_aznas.aggregation.learned import Posterior, complete_scores
+from optuna_aznas.sampler.acquisition import ProposalData, maximise, spread
 from optuna_aznas.sampler.admission import Admission
 from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
@@ -43,15 +41,6 @@ _DRAWS = 4  # most draws for each candidate that is wanted
 _MISSES = 50  # draws in a row of architectures drawn before, after which a small space counts as exhausted
 _RECENT = 500  # newest trials from which the rules of conditional parameters are inferred
 _RULES_GROWTH = 1.15  # the rules are inferred anew when the number of trials has grown by this factor
-
-# Maximising the expected improvement where there are hyperparameters:
-_N_INCUMBENTS = 10  # trained configurations with the highest posterior mean, whose hyperparameters are varied
-_N_VARIED = 100  # variations of theirs, and as many random positions, in the first round
-_POSITIONS = 8  # positions that each architecture is given in the first round
-_ROUNDS = 4  # further rounds
-_N_BEST = 10  # points that a further round varies
-_CHILDREN = 48  # variations of each, half in the hyperparameters and half in the architecture
-_N_SPREAD = 32  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
 
 _Floats = npt.NDArray[np.float64]
 _Positions = npt.NDArray[np.intp]
@@ -114,7 +103,7 @@ class BayesianOptimisation:
                 chosen = params | data.hyperparameters.params(position)
                 yield chosen
 
-    def _read(self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache) -> _Data:
+    def _read(self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache) -> ProposalData:
         """Return all that one proposal works on."""
         trials = view.history.trials
         hyperparameters = HyperparameterSpace(_hyperparameters(view))
@@ -131,7 +120,7 @@ class BayesianOptimisation:
         known = [trials[i].params for i in trained] + [candidate.params for candidate in running]
         rows = np.concatenate([trained, len(trials) + np.arange(len(running))])
         positions[rows] = hyperparameters.positions(known)
-        return _Data(
+        return ProposalData(
             view=view,
             hyperparameters=hyperparameters,
             chooses_hyperparameters=chooses_hyperparameters,
@@ -211,7 +200,7 @@ class BayesianOptimisation:
         table[len(view.history) : n] = np.array(scores).reshape(len(known), len(names))
         return complete_scores(table, np.arange(len(table)) < n, parameters)
 
-    def _ranked(self, data: _Data, cache: _Cache) -> list[tuple[int, _Floats]]:
+    def _ranked(self, data: ProposalData, cache: _Cache) -> list[tuple[int, _Floats]]:
         """Return configurations, a row of the table and a position each, the one to train first.
 
         Before ``n_startup_trainings`` the order is that of S, with the first places at random.
@@ -230,154 +219,11 @@ class BayesianOptimisation:
             by_rank_score = new[np.argsort(-data.s[new], kind="stable")]
             top = by_rank_score[: _STARTUP_TOP if self._scorer else None]
             order = [*self._variation.rng.permutation(top), *by_rank_score[len(top) :]]
-            return [(int(row), _spread(data, self._variation.rng)) for row in order or data.trained]
+            return [(int(row), spread(data, self._variation.rng)) for row in order or data.trained]
         if data.running:
             rows = data.n_trials + np.arange(len(data.running))
             posterior.assume_mean(rows, data.hyperparameters.columns(data.positions[rows]).values)
-        return _maximise(data, posterior, new, self._variation.rng)
-
-
-class _Points(NamedTuple):
-    """Configurations.
-
-    Attributes:
-        rows: The architectures: positions in the table, shape (k,).
-        positions: The hyperparameters, shape (k, h).
-    """
-
-    rows: _Positions
-    positions: _Floats
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """What one proposal works on. Rows of arrays are trials, running trials, and candidates, in this order.
-
-    Attributes:
-        view: The study.
-        hyperparameters: Those that all trained trials have.
-        chooses_hyperparameters: Whether any of them are to be chosen.
-        fixed: Parameters whose values the user has fixed.
-        running: The running trials whose proxy scores and hyperparameters are known.
-        candidates: New architectures.
-        parameters: Architectures as numbers.
-        table: Proxy scores.
-        s: Rank scores.
-        values: Trained values, NaN where there is none.
-        trained: Positions of the trained trials.
-        positions: Hyperparameters of trained and running trials.
-    """
-
-    view: StudyView
-    hyperparameters: HyperparameterSpace
-    chooses_hyperparameters: bool
-    fixed: Mapping[str, Any]
-    running: list[Candidate]
-    candidates: list[Candidate]
-    parameters: Parameters
-    table: _Floats
-    s: _Floats
-    values: _Floats
-    trained: _Positions
-    positions: _Floats
-
-    @property
-    def n_trials(self) -> int:
-        return len(self.view.history)
-
-    def params(self, row: int) -> Params:
-        """Return the architecture of a row."""
-        if row < self.n_trials:
-            return architecture_params(self.view.history.trials[row])
-        return [*self.running, *self.candidates][row - self.n_trials].params
-
-    def pinned(self, positions: _Floats) -> _Floats:
-        """Return positions with the values that the user has fixed."""
-        return self.hyperparameters.with_values(positions, self.fixed)
-
-
-def _maximise(
-    data: _Data, posterior: Posterior, new: _Positions, rng: np.random.Generator
-) -> list[tuple[int, _Floats]]:
-    """Return configurations by expected improvement, the best first; of each architecture the best one.
-
-    Without hyperparameters all new architectures are compared. With them, each architecture, trained ones too, is
-    combined with variations of the incumbents' hyperparameters and with random ones. Then the best points are varied
-    for some rounds, in the hyperparameters or in the architecture.
-    """
-
-    def log_improvement(points: _Points) -> _Floats:
-        columns = data.hyperparameters.columns(points.positions).values if data.chooses_hyperparameters else None
-        mean, std = posterior.predict(points.rows, columns)
-        return log_expected_improvement(mean, std, posterior.best)
-
-    if not data.chooses_hyperparameters:
-        points = _Points(new, np.zeros((len(new), len(data.hyperparameters))))
-        gain = log_improvement(points)
-    else:
-        mean, _ = posterior.predict(data.trained, data.hyperparameters.columns(data.positions[data.trained]).values)
-        incumbents = data.trained[np.argsort(-mean, kind="stable")[:_N_INCUMBENTS]]
-        architectures = np.concatenate([new, incumbents])
-        points = _first_points(data, architectures, incumbents, rng)
-        gain = log_improvement(points)
-        for _ in range(_ROUNDS):
-            best = np.argsort(-gain, kind="stable")[:_N_BEST]
-            more = _varied(data, _Points(points.rows[best], points.positions[best]), architectures, rng)
-            points = _Points(*(np.concatenate(pair) for pair in zip(points, more, strict=True)))
-            gain = np.concatenate([gain, log_improvement(more)])
-    return _best_of_each(data, points, gain)
-
-
-def _first_points(data: _Data, architectures: _Positions, incumbents: _Positions, rng: np.random.Generator) -> _Points:
-    """Return each architecture with some positions: incumbents', variations of them, and random ones."""
-    space, own = data.hyperparameters, data.positions[incumbents]
-    varied = space.varied(own[rng.integers(len(own), size=_N_VARIED)], rng)
-    pool = np.vstack([own, varied, space.random(_N_VARIED, rng)])
-    rows = np.repeat(architectures, _POSITIONS)
-    return _Points(rows, data.pinned(pool[rng.integers(len(pool), size=len(rows))]))
-
-
-def _varied(data: _Data, points: _Points, architectures: _Positions, rng: np.random.Generator) -> _Points:
-    """Return variations of points: one half with other hyperparameters, the other with another architecture."""
-    half = _CHILDREN // 2
-    rows, positions = np.repeat(points.rows, half), np.repeat(points.positions, half, axis=0)
-    others = architectures[rng.integers(len(architectures), size=len(rows))]
-    return _Points(np.concatenate([rows, others]), np.vstack([data.hyperparameters.varied(positions, rng), positions]))
-
-
-def _best_of_each(data: _Data, points: _Points, gain: _Floats) -> list[tuple[int, _Floats]]:
-    """Return the best point of each architecture, best first, without configurations that were trained or run."""
-    known = [*data.trained, *range(data.n_trials, data.n_trials + len(data.running))]
-    held = {(_key(data, row), data.positions[row].tobytes()) for row in known if data.chooses_hyperparameters}
-    keys: dict[int, Key] = {}
-    seen: set[Key] = set()
-    best: list[tuple[int, _Floats]] = []
-    for i in np.argsort(-gain, kind="stable"):
-        row = int(points.rows[i])
-        if row not in keys:
-            keys[row] = _key(data, row)
-        key = keys[row]
-        if key not in seen and (key, points.positions[i].tobytes()) not in held:
-            seen.add(key)
-            best.append((row, points.positions[i]))
-    return best
-
-
-def _key(data: _Data, row: int) -> Key:
-    """Return what identifies the architecture of a row."""
-    if row >= data.n_trials:
-        return [*data.running, *data.candidates][row - data.n_trials].key
-    return frozenset(data.view.describe(architecture_params(data.view.history.trials[row])).items())
-
-
-def _spread(data: _Data, rng: np.random.Generator) -> _Floats:
-    """Return the one of some random positions that is farthest from those of all trained and running trials."""
-    drawn = data.pinned(data.hyperparameters.random(_N_SPREAD, rng))
-    known = [*data.trained, *range(data.n_trials, data.n_trials + len(data.running))]
-    if not known or not data.chooses_hyperparameters:
-        return drawn[0]
-    columns, others = (data.hyperparameters.columns(some).values for some in (drawn, data.positions[known]))
-    return drawn[int(np.argmax(cdist(columns, others).min(axis=1)))]
+        return maximise(data, posterior, new, self._variation.rng)
 
 
 def _hyperparameters(view: StudyView) -> Space:
@@ -448,30 +294,7 @@ class _Cache:
         return encoded._replace(single=single, pooled=pooled)
 
 
-def log_expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
-    """Return the logarithm of the amount by which normal variables are expected to exceed ``best``.
-
-    The expected improvement is that of Jones et al. (1998). Its logarithm is computed as by Ament et al. (2023,
-    arXiv:2310.20708), so that it does not underflow far below ``best``.
-
-    Args:
-        mean: Their means, shape (n,).
-        std: Their standard deviations, shape (n,).
-        best: The value to exceed.
-    """
-    deviation = np.maximum(std, 1e-12)
-    z = (mean - best) / deviation
-    log_density = -0.5 * z * z - 0.5 * np.log(2.0 * np.pi)
-    near = np.maximum(z, -1.0)
-    at_hand = np.log(near * ndtr(near) + np.exp(-0.5 * near * near) / np.sqrt(2.0 * np.pi))
-    # Below: log density(z) + log(1 - |z| sqrt(pi / 2) erfcx(|z| / sqrt(2))), whose last term goes to -2 log |z|.
-    below, far = np.clip(z, -1e4, -1.0), np.minimum(z, -1e4)
-    ratio = np.log1p(np.sqrt(np.pi / 2.0) * below * erfcx(-below / np.sqrt(2.0)))
-    under = log_density + np.where(z > -1e4, ratio, -2.0 * np.log(-far))
-    return np.log(deviation) + np.where(z > -1.0, at_hand, under)
-
-
-def _best_architectures(data: _Data, posterior: Posterior) -> list[Architecture]:
+def _best_architectures(data: ProposalData, posterior: Posterior) -> list[Architecture]:
     """Return the ``_N_PARENTS`` architectures with the highest posterior mean that may be parents, best first.
 
     They are compared as if trained as the best one was. Infeasible trials are left out, unless all are.

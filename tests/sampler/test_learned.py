@@ -16,7 +16,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import optuna_aznas as az
-from optuna_aznas.sampler.bayesian import log_expected_improvement
+from optuna_aznas.sampler.acquisition import log_expected_improvement
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
 
