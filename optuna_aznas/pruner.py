@@ -15,9 +15,10 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._optuna import retried_numbers, set_trial_system_attr, whole_study
-from optuna_aznas.study.attributes import recorded_scores
+from optuna_aznas.study.attributes import architecture_params, recorded_scores
 from optuna_aznas.study.history import Aggregation, StudyHistory
 from optuna_aznas.study.per_study import PerStudy
+from optuna_aznas.study.values import describe
 
 #: System attribute of a trial: what AZNASPruner decided about it, ``{"pruned": bool, "keep_fraction": float or None}``.
 #: The fraction is the one in force, ``None`` where the trial could not be ranked.
@@ -40,7 +41,9 @@ class AZNASPruner(BasePruner):
     itself, ties counting half. The fraction q is ``keep_fraction``, raised or lowered by 0.25 for each training that
     the trials before are behind or ahead. So ``keep_fraction`` of the trials is trained under any sampler: one that
     improves, one that proposes the best architectures first, one that is random. This is the rule of adaptive conformal
-    inference (Gibbs and Candès, NeurIPS 2021). Of n trials that were ranked, whatever their order, the number kept is
+    inference (Gibbs and Candès, NeurIPS 2021). An architecture that was kept before, and is proposed again with other
+    hyperparameters, is kept again without being ranked. Of n trials that were ranked, whatever their order, the number
+    kept is
 
     - at least ``keep_fraction * n - 4 * (1 - keep_fraction) - keep_fraction * w`` and
     - at most ``keep_fraction * n + 4 * keep_fraction + (1 - keep_fraction) * w``,
@@ -74,7 +77,7 @@ class AZNASPruner(BasePruner):
         >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=AZNASPruner())
         >>> study.optimize(objective, n_trials=100)
         >>> len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-        29
+        30
     """
 
     def __init__(
@@ -113,7 +116,8 @@ class AZNASPruner(BasePruner):
         with self._lock:
             session = self._sessions.get(study, lambda _: _Session(self._aggregation))
             owed = session.update(study, trial)
-            share = session.share_above(trial) if len(session.history) >= self._n_startup_trials else None
+            is_ranked = len(session.history) >= self._n_startup_trials and not session.was_kept(trial)
+            share = session.share_above(trial) if is_ranked else None
             pruned = share is not None and share > self._keep_fraction + _GAIN * owed + _ROUNDING
             fraction = None if share is None else self._keep_fraction
             set_trial_system_attr(study, trial, DECISION_KEY, {"pruned": pruned, "keep_fraction": fraction})
@@ -140,6 +144,7 @@ class _Session:
     def __init__(self, aggregation: Aggregation | None) -> None:
         self.history = StudyHistory(aggregation)
         self._owed = 0.0  # by the trials that have finished
+        self._kept: set[frozenset[tuple[str, str]]] = set()  # architectures of those that were kept
 
     def update(self, study: Study, own: FrozenTrial) -> float:
         """Read what is new, on behalf of the trial ``own``; return the number of trainings that are owed.
@@ -148,7 +153,16 @@ class _Session:
         """
         finished, unfinished = self.history.update(study, own)
         self._owed += sum(map(_owed_for, finished))
+        for trial in finished:
+            decision = _decision(trial)
+            if decision is not None and not decision["pruned"]:
+                self._kept.add(_architecture(trial))
         return self._owed + sum(map(_owed_for, unfinished))
+
+    def was_kept(self, trial: FrozenTrial) -> bool:
+        """Whether a finished trial with the same architecture was kept."""
+        architecture = _architecture(trial)
+        return bool(architecture) and architecture in self._kept
 
     def share_above(self, trial: FrozenTrial) -> float | None:
         """Return the share of the last scored trials and ``trial`` whose S is higher than that of ``trial``; those that
@@ -187,6 +201,10 @@ def should_prune(trial: BaseTrial, **options: Any) -> bool:
             "the study with pruner=AZNASPruner(...)."
         )
     return study.pruner.prune(study, study.get_trials(deepcopy=False)[trial.number], **options)
+
+
+def _architecture(trial: FrozenTrial) -> frozenset[tuple[str, str]]:
+    return frozenset(describe(architecture_params(trial), trial.distributions).items())
 
 
 def _decision(trial: FrozenTrial) -> Mapping[str, Any] | None:

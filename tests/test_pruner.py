@@ -26,7 +26,7 @@ def test_it_keeps_the_best_of_the_last_scored():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
 
     def objective(trial):
-        az.record(trial, scores_of(trial.suggest_int("x", 0, 1000)))
+        az.record(trial, scores_of(trial.suggest_int("x", 0, 10**9)))
         if trial.should_prune():
             raise optuna.TrialPruned
         return 0.0
@@ -356,3 +356,22 @@ def test_sampler_and_pruner_see_the_trials_of_all_brackets(prune_first):
     assert len({trial.params["x"] for trial in study.trials}) == 24  # no duplicate, of whatever bracket
     (session,) = sampler._sessions
     assert len(session.view.history) == 23
+
+
+def test_an_architecture_that_was_kept_is_kept_again_and_does_not_count():
+    """A sampler that proposes it again, with other hyperparameters, has learned that it is worth it."""
+    study = optuna.create_study(pruner=az.AZNASPruner(keep_fraction=0.2, n_startup_trials=1))
+
+    def decide(x):
+        study.enqueue_trial({"x": x})
+        trial = study.ask()
+        az.record(trial, scores_of(trial.suggest_int("x", 0, 1000)))
+        pruned = trial.should_prune()
+        study.tell(trial, None if pruned else 0.0, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
+        return pruned
+
+    assert not decide(1)
+    pruned = [x for x in range(100, 140) if decide(x)]
+    assert len(pruned) > 20
+    assert [decide(x) for x in (1, 1, 1)] == [False] * 3
+    assert [decide(x) for x in pruned[:3]].count(True) >= 2  # what was pruned is ranked as any other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from urllib.parse import urlsplit
 
 import optuna
 import pytest
@@ -33,11 +34,13 @@ def url(request, tmp_path):
     elif kind == "redis":
         import redis
 
-        server = request.getfixturevalue("redis_url")
-        base = server.rsplit("/", 1)[0] if server.count("/") > 2 else server
-        client = redis.Redis.from_url(f"{base}/13")  # a database of its own, as the journal's keys are the same in each
+        # A database of its own, as the journal's keys are the same in each: another one for each server URL, so that
+        # runs beside each other do not meet.
+        server = urlsplit(request.getfixturevalue("redis_url"))
+        own = server._replace(path=f"/{13 - int(server.path.strip('/') or 0)}").geturl()
+        client = redis.Redis.from_url(own)
         client.flushdb()
-        yield f"{base}/13"
+        yield own
         client.flushdb()
     else:
         yield f"sqlite:///{tmp_path}/nas.db" if kind == "sqlite" else f"journal:{tmp_path}/nas.log"
