@@ -15,10 +15,9 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas._optuna import retried_numbers, set_trial_system_attr, whole_study
-from optuna_aznas.study.attributes import architecture_params, recorded_scores
+from optuna_aznas.study.attributes import architecture_key, recorded_scores
 from optuna_aznas.study.history import Aggregation, StudyHistory
 from optuna_aznas.study.per_study import PerStudy
-from optuna_aznas.study.values import describe
 
 #: System attribute of a trial: what AZNASPruner decided about it, ``{"pruned": bool, "keep_fraction": float or None}``.
 #: The fraction is the one in force, ``None`` where the trial could not be ranked.
@@ -156,12 +155,12 @@ class _Session:
         for trial in finished:
             decision = _decision(trial)
             if decision is not None and not decision["pruned"]:
-                self._kept.add(_architecture(trial))
+                self._kept.add(architecture_key(trial))
         return self._owed + sum(map(_owed_for, unfinished))
 
     def was_kept(self, trial: FrozenTrial) -> bool:
         """Whether a finished trial with the same architecture was kept."""
-        architecture = _architecture(trial)
+        architecture = architecture_key(trial)
         return bool(architecture) and architecture in self._kept
 
     def share_above(self, trial: FrozenTrial) -> float | None:
@@ -201,10 +200,6 @@ def should_prune(trial: BaseTrial, **options: Any) -> bool:
             "the study with pruner=AZNASPruner(...)."
         )
     return study.pruner.prune(study, study.get_trials(deepcopy=False)[trial.number], **options)
-
-
-def _architecture(trial: FrozenTrial) -> frozenset[tuple[str, str]]:
-    return frozenset(describe(architecture_params(trial), trial.distributions).items())
 
 
 def _decision(trial: FrozenTrial) -> Mapping[str, Any] | None:

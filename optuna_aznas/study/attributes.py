@@ -12,6 +12,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._optuna import UpdateFinishedTrialError, constraint_values, has_reported
 from optuna_aznas.study.scoring import scoring_attributes, store_scoring
+from optuna_aznas.study.values import describe
 
 #: User attribute: proxy name -> proxy score. Plain JSON: a score that is not finite is a string such as ``"-inf"``.
 SCORES_KEY = "aznas:scores"
@@ -177,6 +178,11 @@ def architecture_names(trial: FrozenTrial) -> list[str]:
 def architecture_params(trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial's architecture parameters with their values."""
     return {name: trial.params[name] for name in architecture_names(trial)}
+
+
+def architecture_key(trial: FrozenTrial) -> frozenset[tuple[str, str]]:
+    """Return what two trials have in common if their architectures are equal; empty where none is known."""
+    return frozenset(describe(architecture_params(trial), trial.distributions).items())
 
 
 def values_are_scores(directions: Sequence[StudyDirection]) -> bool:

@@ -20,10 +20,9 @@ from optuna_aznas._measurement import Measurement
 from optuna_aznas._text import cut, for_terminal, html_table, in_html, plain_number, text_table
 from optuna_aznas.aggregation.consensus import describe_weights
 from optuna_aznas.aggregation.rank import aggregate_with_weights
-from optuna_aznas.study.attributes import architecture_params
+from optuna_aznas.study.attributes import architecture_key
 from optuna_aznas.study.history import StudyHistory
 from optuna_aznas.study.numbers import recorded_numbers
-from optuna_aznas.study.values import describe
 
 _NOTHING = "(no scored trial yet)"
 
@@ -253,8 +252,7 @@ def _architectures(history: StudyHistory, s: npt.NDArray[np.float64]) -> Iterato
     """Yield the positions of :func:`_positions` without those whose architecture came before."""
     seen: set[frozenset[tuple[str, str]]] = set()
     for i in _positions(history, s):
-        trial = history.trials[i]
-        architecture = frozenset(describe(architecture_params(trial), trial.distributions).items())
+        architecture = architecture_key(history.trials[i])
         if not architecture or architecture not in seen:  # without parameters nothing is known of it
             seen.add(architecture)
             yield i
