@@ -62,8 +62,8 @@ def check(study, n_complete):
     assert az.best_trials(study, 1)[0].number == complete[best].number
     if OPTUNA >= (4, 5):  # before, Optuna's own query for it fails on PostgreSQL with psycopg 3
         assert study.best_value == max(trial.value for trial in complete)
-    # And the workers evolved: uniform sampling has a mean of 12 in the first proxy.
-    assert sum(row[0] for row in table[-30:]) / 30 > 12.5  # 13.2 was seen
+    # And the workers improved: uniform sampling has a mean of 12 in the first proxy. Later the best are used up.
+    assert sum(row[0] for row in table[30:60]) / 30 > 13.5
 
 
 def work_together(kind, place, n_workers=2, n_trials=60):
