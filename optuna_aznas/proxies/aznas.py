@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition
+from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition, Reduction
 from optuna_aznas.proxies.context import FeaturePass, Jacobian
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import BlockPass
@@ -88,7 +88,7 @@ def _complexity(seen: FeaturePass) -> float:
 PROXIES = (
     Proxy("expressivity", Stage.FEATURES, Needs.ENTROPIES, _expressivity),
     Proxy("progressivity", Stage.FEATURES, Needs.ENTROPIES, _progressivity),
-    Proxy("trainability", Stage.FEATURES, Needs.PRODUCTS, _trainability),
+    Proxy("trainability", Stage.FEATURES, Needs.PRODUCTS | Needs.SPECTRAL_NORMS, _trainability),
     Proxy("complexity", Stage.FEATURES, Needs.MACS, _complexity),
 )
 
@@ -101,22 +101,30 @@ class BlockObserver:
 
     During the pass only products of matrices are launched; :meth:`finish` decomposes them.
 
+    A spectrum is measured where a named proxy uses it. Isometry and Jacobian rank do not use those of blocks with few
+    positions, nor, by least squares, those of a transformer whose features all have one width; trainability alone asks
+    for the largest singular value of every block.
+
     Args:
-        entropy: Whether entropies are wanted.
+        needs: What the named proxies need.
         jacobian: The estimate of the blocks' mean Jacobians. ``"moment"``: M = (1/P) sum g v^T, as in the paper.
             ``"least-squares"``: (sum g v^T)(sum v v^T)^-1, free of the moment's sampling noise.
-        skip_identities: Leave identity blocks out of trainability (transformers) instead of scoring them ``-inf``.
+        transformer: Whether the model is scored as a transformer: identity blocks are left out of trainability instead
+            of scored ``-inf``.
         samples: Samples in the batch.
     """
 
-    def __init__(self, *, entropy: bool, jacobian: Jacobian, skip_identities: bool, samples: int) -> None:
-        self._entropy = entropy
-        self._reduce_products = _by_moment if jacobian == "moment" else _by_least_squares
-        self._reduce_same_shape = _by_moment_of_same_shape if jacobian == "moment" else _by_least_squares_of_same_shape
-        self._skip_identities = skip_identities
+    def __init__(self, *, needs: Needs, jacobian: Jacobian, transformer: bool, samples: int) -> None:
+        self._needs = needs
+        self._by_moment = jacobian == "moment"
+        self._transformer = transformer
         self._samples = samples
         self._blocks: list[_Block] = []
         self._decompositions = BatchedDecompositions()
+        # Whether no proxy would use the spectra if all features had one width; they wait until a second width is seen.
+        self._wait = transformer and not self._by_moment and Needs.SPECTRAL_NORMS not in needs
+        if self._wait:
+            self._decompositions.postponed.add(_SPECTRUM)
 
     def __call__(self, block: BlockPass) -> None:
         """Take note of a block."""
@@ -124,7 +132,10 @@ class BlockObserver:
         has_product = block.gradient is not None and block.cotangent is not None
         macs = block.macs / self._samples
         self._blocks.append(_Block(block.name, tuple(feature.shape[1:]), macs, block.previous, first, has_product))
-        if self._entropy:
+        if self._wait and self._blocks[i].channels != self._blocks[0].channels:
+            self._wait = False
+            self._decompositions.postponed.clear()
+        if Needs.ENTROPIES in self._needs:
             self._decompositions.add(i, _entropy_of_features, position_rows(feature, first))
         if block.gradient is not None and block.cotangent is not None:
             g, v = block.gradient, block.cotangent
@@ -137,31 +148,47 @@ class BlockObserver:
                     "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
                 ) from None
             same_shape = g.shape == v.shape and rows[0].shape == rows[1].shape
-            reduction = self._reduce_same_shape if same_shape else self._reduce_products
-            self._decompositions.add(i, reduction, *rows)
+            self._decompositions.add(i, self._reduction(rows[1], same_shape=same_shape), *rows)
         self._decompositions.reduce_if_due(feature.device)
+
+    def _reduction(self, v: Tensor, *, same_shape: bool) -> Reduction:
+        """Return what reduces g and ``v`` (positions, channels) to the matrices that the named proxies need."""
+        measured = Needs.SPECTRAL_NORMS in self._needs or (Needs.SPECTRA in self._needs and not _few(*v.shape))
+        if not measured:
+            return _finiteness_of_same_shape if same_shape else _finiteness
+        if self._by_moment:
+            return _by_moment_of_same_shape if same_shape else _by_moment
+        return _by_least_squares_of_same_shape if same_shape else _by_least_squares
 
     def finish(self) -> list[BlockScores]:
         """Decompose what was collected and return the measurements of the stem and each block."""
         n = len(self._blocks)
-        numbers = self._decompositions.finish(n)
-        entropies, differ = (numbers.get(name, [math.nan] * n) for name in (_ENTROPY, _DIFFER))
-        spectra = numbers.get(_SPECTRUM, [math.nan] * n)
+        numbers = self._decompositions.finish(n, without={_SPECTRUM} if self._wait else set())
+        names = (_ENTROPY, _DIFFER, _FINITE, _SPECTRUM)
+        entropies, differ, finite, spectra = (numbers.get(name, [math.nan] * n) for name in names)
         scores = []
         for i, block in enumerate(self._blocks):
             measured = spectra[i]
             sigma, isometry, rank = measured if isinstance(measured, list) else [math.nan] * 3
             if differ[i] == 0.0:  # an identity
-                t = isometry = rank = math.nan if self._skip_identities else -math.inf
-            elif block.has_product and math.isnan(sigma):
-                t = -math.inf
-            else:
+                t = isometry = rank = math.nan if self._transformer else -math.inf
+            elif not math.isnan(sigma):
                 t = block_trainability(sigma)
+            else:  # not measured, or not finite
+                t = -math.inf if block.has_product and not self._wait and finite[i] != 1.0 else math.nan
             step = entropies[i] - entropies[block.previous] if block.previous is not None else math.nan
-            channels = block.shape[0 if block.channels_first else -1]
             scores.append(
                 BlockScores(
-                    block.name, block.shape, entropies[i], step, sigma, t, block.macs, isometry, rank, channels=channels
+                    block.name,
+                    block.shape,
+                    entropies[i],
+                    step,
+                    sigma,
+                    t,
+                    block.macs,
+                    isometry,
+                    rank,
+                    channels=block.channels,
                 )
             )
         return scores
@@ -177,9 +204,19 @@ class _Block(NamedTuple):
     channels_first: bool
     has_product: bool
 
+    @property
+    def channels(self) -> int:
+        return self.shape[0 if self.channels_first else -1]
 
-# Quantities of a block. The last is 1 where g and v differ anywhere, which they do not where the block is an identity.
-_ENTROPY, _SPECTRUM, _DIFFER = "entropy", "spectrum", "differ"
+
+# Quantities of a block. The last two are 1 or 0: whether g and v differ anywhere, which they do not where the block is
+# an identity, and whether g is finite, where its spectrum is not measured.
+_ENTROPY, _SPECTRUM, _DIFFER, _FINITE = "entropy", "spectrum", "differ", "finite"
+
+
+def _few(positions: int, channels: int) -> bool:
+    """Whether these are too few positions for an estimate of more than the largest singular value."""
+    return positions < _POSITIONS * channels
 
 
 # The reductions take stacks (n, P, channels) of n blocks.
@@ -191,7 +228,7 @@ def _entropy_of_features(features: Tensor) -> list[Decomposition]:
 
 def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
-    measure = spectrum if positions >= _POSITIONS * channels else spectrum_of_few
+    measure = spectrum_of_few if _few(positions, channels) else spectrum
     return [Decomposition(_SPECTRUM, measure, [g.mT @ v / positions])]
 
 
@@ -199,7 +236,7 @@ def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
     if positions < channels:
         return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, sign_gram(v.mT)])]
-    measure = least_squares_spectrum if positions >= _POSITIONS * channels else least_squares_spectrum_of_few
+    measure = least_squares_spectrum_of_few if _few(positions, channels) else least_squares_spectrum
     return [Decomposition(_SPECTRUM, measure, [g.mT @ v, sign_gram(v)])]
 
 
@@ -209,6 +246,14 @@ def _by_moment_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
 
 def _by_least_squares_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
     return [_difference(g, v), *_by_least_squares(g, v)]
+
+
+def _finiteness(g: Tensor, v: Tensor) -> list[Decomposition]:
+    return [Decomposition(_FINITE, _as_number, [torch.isfinite(g.sum((1, 2), dtype=torch.float64)).unsqueeze(1)])]
+
+
+def _finiteness_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
+    return [_difference(g, v), *_finiteness(g, v)]
 
 
 def _difference(g: Tensor, v: Tensor) -> Decomposition:

@@ -9,7 +9,7 @@ those of wide features are also decomposed at once, so that no two of them are h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -60,6 +60,7 @@ class BatchedDecompositions:
     """Collects matrices of blocks, reduces them during the pass and decomposes them after it."""
 
     def __init__(self) -> None:
+        self.postponed: set[str] = set()  # quantities that are decomposed only by finish()
         self._waiting: dict[tuple[Any, ...], list[tuple[int, list[Tensor]]]] = {}  # by reduction and shapes
         self._waiting_bytes = 0
         self._jobs: list[_Job] = []
@@ -83,22 +84,22 @@ class BatchedDecompositions:
             blocks, rows = zip(*group, strict=True)
             stacks = [_stacked(column) for column in zip(*rows, strict=True)]
             for job in (_Job(list(blocks), *decomposition) for decomposition in reduction(*stacks)):
-                if stacks[0].device.type == "cpu" and job.size >= WIDE:
+                if stacks[0].device.type == "cpu" and job.size >= WIDE and job.quantity not in self.postponed:
                     self._decompose(job)
                 else:
                     self._jobs.append(job)
         self._waiting.clear()
         self._waiting_bytes = 0
 
-    def finish(self, n: int) -> dict[str, list[Any]]:
+    def finish(self, n: int, without: Collection[str] = ()) -> dict[str, list[Any]]:
         """Reduce what still waits, decompose everything, and return each quantity of each of ``n`` blocks.
 
-        A number is NaN where the block has no such quantity, one of its matrices is not finite, or the decomposition
+        Quantities in ``without`` are dropped. A number is NaN where the block has no such quantity, one of its matrices is not finite, or the decomposition
         does not converge.
         """
         self.reduce()
         alike: dict[Any, list[_Job]] = {}
-        for job in _on_cpu(self._jobs):
+        for job in _on_cpu([job for job in self._jobs if job.quantity not in without]):
             alike.setdefault((job.quantity, job.function, *(s.shape[1:] for s in job.stacks)), []).append(job)
         for jobs in alike.values():
             self._decompose(_merged(jobs))

@@ -152,9 +152,9 @@ def _first_convincing(
 def _run(attempt: _Attempt, context: ScoringContext, proxies: Sequence[Proxy], needs: Needs) -> _Run:
     """Run the model once, with new observers."""
     blocks = BlockObserver(
-        entropy=Needs.ENTROPIES in needs,
+        needs=needs,
         jacobian=context.jacobian,
-        skip_identities=context.transformer,
+        transformer=context.transformer,
         samples=context.samples,
     )
     observers = {proxy.name: proxy.observer(context) for proxy in proxies if proxy.observer is not None}

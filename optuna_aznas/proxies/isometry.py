@@ -55,6 +55,6 @@ def _jacobian_rank(seen: FeaturePass) -> float:
 
 
 PROXIES = (
-    Proxy("isometry", Stage.FEATURES, Needs.PRODUCTS, _isometry),
-    Proxy("jacobian_rank", Stage.FEATURES, Needs.PRODUCTS, _jacobian_rank),
+    Proxy("isometry", Stage.FEATURES, Needs.PRODUCTS | Needs.SPECTRA, _isometry),
+    Proxy("jacobian_rank", Stage.FEATURES, Needs.PRODUCTS | Needs.SPECTRA, _jacobian_rank),
 )

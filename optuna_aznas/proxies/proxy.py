@@ -41,6 +41,8 @@ class Needs(enum.Flag):
     FORWARD = 0  # nothing more
     ENTROPIES = enum.auto()  # FEATURES: the entropy of each feature
     PRODUCTS = enum.auto()  # FEATURES: each block's vector-Jacobian product
+    SPECTRA = enum.auto()  # FEATURES: with PRODUCTS, all singular values of each mean Jacobian that shows them
+    SPECTRAL_NORMS = enum.auto()  # FEATURES: with PRODUCTS, the largest singular value of each mean Jacobian
     MACS = enum.auto()  # FEATURES: multiply-accumulates
     INPUT_GRADIENTS = enum.auto()  # LOSS: gradients of the outputs with respect to the input
     SECOND_DERIVATIVES = enum.auto()  # LOSS: the weights' gradients keep their graph
