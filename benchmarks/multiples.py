@@ -8,8 +8,8 @@
 The models are those of the transformers package, built from configurations without weights: images of 224 x 224, BERT
 on 128 tokens. "Pass" is what a training step computes: the model as it was built, in train mode, its output, and the
 gradients of all its parameters. "Score" is :class:`optuna_aznas.ProxyEvaluator` at its defaults on the same batch. The
-two alternate; the ratio is taken pair by pair. Peak memory is that of a process of its own for each, beyond what it
-held before: resident memory on the CPU, allocated memory on a GPU.
+two alternate; the ratio is taken pair by pair. Peak memory is what a run takes beyond what was held before: allocated
+memory on a GPU, on the CPU the resident memory of a process of its own for each.
 """
 
 from __future__ import annotations
@@ -108,23 +108,27 @@ class Subject:
         self._wait()
         return 1000 * (self._clock() - start)
 
+    def peak_megabytes(self, run: Callable[[], None]) -> float:
+        """Return the most memory of a GPU that one run took beyond what the model and its batch hold."""
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+
     def _wait(self) -> None:
         if self._device != "cpu":
             torch.cuda.synchronize()
 
 
-def peak_memory(job: tuple[str, str, int, str, int, tuple[str, ...]]) -> float:
-    """Return the most memory in MB that one run took beyond what the model and its batch hold."""
-    what, name, samples, device, threads, proxies = job
+def peak_memory(job: tuple[str, str, int, int, tuple[str, ...]]) -> float:
+    """Return the most resident memory in MB that one run took beyond what the model and its batch hold."""
+    what, name, samples, threads, proxies = job
     if threads:
         torch.set_num_threads(threads)
-    subject = Subject(name, samples, device, proxies)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    before = peak_resident_bytes() if device == "cpu" else torch.cuda.memory_allocated()
+    subject = Subject(name, samples, "cpu", proxies)
+    before = peak_resident_bytes()
     getattr(subject, what)()
-    after = peak_resident_bytes() if device == "cpu" else torch.cuda.max_memory_allocated()
-    return (after - before) / 1e6
+    return (peak_resident_bytes() - before) / 1e6
 
 
 def report(name: str, options: argparse.Namespace) -> None:
@@ -143,10 +147,13 @@ def report(name: str, options: argparse.Namespace) -> None:
     for times in (passes, scores):
         row += f"{min(times):9.0f}{statistics.median(times):9.0f}"
     row += f"{min(scores) / min(passes):9.2f}{statistics.median(ratios):9.2f}"
-    if options.memory:
+    if options.memory and options.device != "cpu":
+        for run in (subject.passed, subject.scored):
+            row += f"{subject.peak_megabytes(run):9.0f}"
+    elif options.memory:
         for what in ("passed", "scored"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own each
-                job = (what, name, options.batch, options.device, options.threads, proxies)
+                job = (what, name, options.batch, options.threads, proxies)
                 row += f"{pool.apply(peak_memory, (job,)):9.0f}"
     print(row, flush=True)
 

@@ -20,7 +20,7 @@ from optuna_aznas.proxies.spectra import WIDE
 #: Bytes of features and gradients that may wait on a GPU.
 _PENDING_BYTES = 2**26
 
-#: Matrices of this size or more are decomposed on the GPU, smaller ones on the CPU.
+#: Matrices with as many rows or columns are decomposed on the GPU, and so are wide ones; smaller ones on the CPU.
 _LARGE = 512
 
 
@@ -55,6 +55,11 @@ class _Job(NamedTuple):
         """The most rows or columns of its matrices."""
         return max(max(stack.shape[1:]) for stack in self.stacks)
 
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether a GPU is faster at it than a CPU."""
+        return self.size >= _LARGE or min(min(stack.shape[1:]) for stack in self.stacks) >= WIDE
+
 
 class BatchedDecompositions:
     """Collects matrices of blocks, reduces them during the pass and decomposes them after it."""
@@ -85,7 +90,7 @@ class BatchedDecompositions:
             stacks = [_stacked(column) for column in zip(*rows, strict=True)]
             for job in (_Job(list(blocks), *decomposition) for decomposition in reduction(*stacks)):
                 if stacks[0].device.type == "cpu" and job.size >= WIDE and job.quantity not in self.postponed:
-                    self._decompose(job)
+                    self._decompose([job])
                 else:
                     self._jobs.append(job)
         self._waiting.clear()
@@ -94,32 +99,41 @@ class BatchedDecompositions:
     def finish(self, n: int, without: Collection[str] = ()) -> dict[str, list[Any]]:
         """Reduce what still waits, decompose everything, and return each quantity of each of ``n`` blocks.
 
-        Quantities in ``without`` are dropped. A number is NaN where the block has no such quantity, one of its matrices is not finite, or the decomposition
-        does not converge.
+        Quantities in ``without`` are dropped. A number is NaN where the block has no such quantity, one of its matrices
+        is not finite, or the decomposition does not converge.
         """
         self.reduce()
         alike: dict[Any, list[_Job]] = {}
         for job in _on_cpu([job for job in self._jobs if job.quantity not in without]):
             alike.setdefault((job.quantity, job.function, *(s.shape[1:] for s in job.stacks)), []).append(job)
-        for jobs in alike.values():
-            self._decompose(_merged(jobs))
+        self._decompose([_merged(jobs) for jobs in alike.values()])
         return {quantity: [results.get(i, math.nan) for i in range(n)] for quantity, results in self._results.items()}
 
-    def _decompose(self, job: _Job) -> None:
-        """Decompose the matrices of a job and keep the results of the blocks where this is possible."""
-        job = _finite_part(job)
-        results = self._results.setdefault(job.quantity, {})
-        if not job.blocks:
-            return
-        try:
-            values = job.function(*job.stacks).tolist()
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            # It did not converge for one of the blocks: try each alone, and leave that one out.
-            if len(job.blocks) > 1:
-                for k, i in enumerate(job.blocks):
-                    self._decompose(job._replace(blocks=[i], stacks=[stack[k : k + 1] for stack in job.stacks]))
-            return
-        results.update(zip(job.blocks, values, strict=True))
+    def _decompose(self, jobs: Sequence[_Job]) -> None:
+        """Decompose the matrices of some jobs and keep the results of the blocks where this is possible.
+
+        A GPU is given its jobs first, and its results are waited for last.
+        """
+        on_gpu_first = sorted(_finite_parts(jobs), key=lambda job: job.stacks[0].device.type == "cpu")
+        launched = [(job.quantity, *part) for job in on_gpu_first for part in _parts(job)]
+        for quantity, blocks, values in launched:
+            self._results.setdefault(quantity, {}).update(zip(blocks, values.tolist(), strict=True))
+
+
+def _parts(job: _Job) -> list[tuple[list[int], Tensor]]:
+    """Return the results of a job and the blocks that they are for, without those where it does not converge."""
+    if not job.blocks:
+        return []
+    try:
+        return [(job.blocks, job.function(*job.stacks))]
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if len(job.blocks) == 1:
+            return []
+        alone = (
+            job._replace(blocks=[i], stacks=[stack[k : k + 1] for stack in job.stacks])
+            for k, i in enumerate(job.blocks)
+        )
+        return [part for each in alone for part in _parts(each)]
 
 
 def _stacked(matrices: Sequence[Tensor]) -> Tensor:
@@ -128,7 +142,7 @@ def _stacked(matrices: Sequence[Tensor]) -> Tensor:
 
 def _on_cpu(jobs: list[_Job]) -> list[_Job]:
     """Move the stacks of all jobs to the CPU in one transfer, except those that a GPU decomposes faster."""
-    small = [job for job in jobs if job.size < _LARGE]
+    small = [job for job in jobs if not job.is_for_gpu]
     stacks = [stack for job in small for stack in job.stacks]
     if not stacks or stacks[0].device.type == "cpu":
         return jobs
@@ -144,10 +158,16 @@ def _merged(jobs: list[_Job]) -> _Job:
     return jobs[0]._replace(blocks=[i for job in jobs for i in job.blocks], stacks=stacks)
 
 
-def _finite_part(job: _Job) -> _Job:
-    """Return the job without the blocks whose matrices are not finite."""
-    finite = torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]).all(0)
-    if bool(finite.all()):
-        return job
-    blocks = [i for i, is_finite in zip(job.blocks, finite.tolist(), strict=True) if is_finite]
-    return job._replace(blocks=blocks, stacks=[stack[finite] for stack in job.stacks])
+def _finite_parts(jobs: Sequence[_Job]) -> list[_Job]:
+    """Return the jobs without the blocks whose matrices are not finite. Flags are transferred from a GPU together."""
+    flags = [torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]).all(0) for job in jobs]
+    on_gpu = [flag for flag in flags if flag.device.type != "cpu"]
+    moved = iter(torch.cat(on_gpu).cpu().split([len(flag) for flag in on_gpu]) if on_gpu else ())
+    finite = [flag if flag.device.type == "cpu" else next(moved) for flag in flags]
+    return [job if bool(kept.all()) else _kept(job, kept) for job, kept in zip(jobs, finite, strict=True)]
+
+
+def _kept(job: _Job, flags: Tensor) -> _Job:
+    """Return a job for those of its blocks whose flag (n,) is set."""
+    blocks = [i for i, flag in zip(job.blocks, flags.tolist(), strict=True) if flag]
+    return job._replace(blocks=blocks, stacks=[stack[flags.to(stack.device)] for stack in job.stacks])

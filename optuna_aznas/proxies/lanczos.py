@@ -47,9 +47,9 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], like: Tensor) -> Ten
         length = length.where(~ended, 0.0)
         vector = image[..., 0] / length.where(~ended, math.inf)
         if (k + 1) % _ROUND == 0 or k + 1 == steps:
-            values, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1])
-            residual = length[:, 0] * vectors[:, -1, -1].abs()
+            values, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1].cpu())  # a GPU is slow at small ones
+            residual = length[:, 0].cpu() * vectors[:, -1, -1].abs()
             if k + 1 == steps or bool((residual <= _RESIDUAL * values[:, -1]).all()):
-                return values[:, -1].to(like.dtype)
+                return values[:, -1].to(like)
         tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = length[:, 0]
     raise AssertionError("the last step returns")

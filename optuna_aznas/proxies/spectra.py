@@ -10,6 +10,8 @@ that would cost more than the network itself, so
   (:func:`_factored`), with a relative error of at most 1e-4 in every number that is returned;
 * where only the largest singular value is wanted, it comes from Lanczos iteration (:func:`_largest_singular_value`),
   with a relative error of at most 1e-3, mostly below 1e-5;
+* on a GPU, entropies and spectra come from products of matrices alone (:mod:`~optuna_aznas.proxies.matrix_functions`,
+  where their errors are stated);
 * on a CPU, products of a matrix with itself take fewer operations than a general product (:func:`sign_gram`,
   :func:`_gram`), without another error than that of rounding.
 """
@@ -22,6 +24,7 @@ import math
 import torch
 from torch import Tensor
 
+from optuna_aznas.proxies import matrix_functions
 from optuna_aznas.proxies.lanczos import largest_eigenvalue
 
 #: Channels from which a feature is wide.
@@ -57,6 +60,8 @@ def sign_gram(v: Tensor) -> Tensor:
 
 def spectral_entropy(scatters: Tensor) -> Tensor:
     """Return the entropy (nats) of the normalised eigenvalues of (n, C, C) scatter matrices; NaN for a zero matrix."""
+    if _by_products(scatters):
+        return matrix_functions.entropy(scatters)
     eigenvalues = torch.linalg.eigvalsh(scatters).clamp_min(0.0)  # rounding leaves some just below zero
     p = eigenvalues / eigenvalues.sum(dim=-1, keepdim=True)
     return -(p * torch.log(p + _EPS_ENTROPY)).sum(dim=-1)
@@ -70,6 +75,10 @@ def spectrum(matrices: Tensor) -> Tensor:
     many times faster than a singular value decomposition, as accurate for the largest value, and in double precision
     accurate enough for values above 1e-7 of it.
     """
+    if _by_products(matrices):
+        numbers = matrix_functions.spectrum(matrices)
+        if numbers is not None:
+            return numbers
     matrices = matrices.double()  # the squares of float32 numbers fit
     a, b = matrices.shape[-2:]
     squares = torch.linalg.eigvalsh(matrices @ matrices.mT if a <= b else matrices.mT @ matrices)
@@ -121,6 +130,11 @@ def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
     """
     root = _inverse_root(v_gram)
     return _with_nan(torch.linalg.eigvalsh(root.mT @ g_gram.double() @ root)[..., -1].clamp_min(0.0).sqrt())
+
+
+def _by_products(matrices: Tensor) -> bool:
+    """Whether matrices are wide ones on a GPU, which multiplies much faster than it decomposes."""
+    return matrices.device.type != "cpu" and min(matrices.shape[-2:]) >= WIDE
 
 
 def _relative_entropy(sigma: Tensor) -> Tensor:
