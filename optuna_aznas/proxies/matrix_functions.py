@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 _ENTROPY_OCTAVES = 18  # J for q log q: error 4e-7; in single precision more is rounding
-_ROOT_OCTAVES = 24  # J for sqrt(q) and sqrt(q) log(q): errors 3e-5 and 6e-4, a tenth of that for q above 1e-5
-_LOG_OCTAVES = 20  # J at either end of |log sigma|
+_OCTAVES = 24  # J for sqrt(q) and sqrt(q) log(q): errors 3e-5 and 6e-4, a tenth of that for q above 1e-5
 _FLOOR = 1e-3  # singular values below it count as this in the logarithm
 _LARGEST = 100.0  # largest singular value up to which |log sigma| is fitted
 _NORM_SQUARINGS = 12  # for the largest singular value: error at most log(n) / 2^13, relative
@@ -61,9 +60,13 @@ def spectrum(matrices: Tensor) -> Tensor | None:
         largest_square = float((bound * total).max())
         if largest_square > _LARGEST**2:
             return None
-        norm = (_largest(shares) * total).sqrt()
-        isometry = _isometry(squares, largest_square)
-        rank = _relative_entropy_of_roots(shares / bound[:, None, None])
+        shares = shares / bound[:, None, None]
+        norm = (_largest(shares) * bound * total).sqrt()
+        w = _distance_from_one(squares, largest_square)
+        # One chain of powers for all three, as launching a product takes longer than computing it.
+        powers = _traces_of_powers(torch.cat([_complement(shares), _complement(w), w]), _OCTAVES).chunk(3)
+        isometry = -(torch.cat([powers[1], powers[2][:, 1:]], 1) @ _fit_of_logarithm().to(norm.device)) / min(a, b)
+        rank = _relative_entropy(powers[0] @ _fit_of_roots().to(norm.device), min(a, b))
         found.append(torch.stack([norm, isometry, rank.where(total > 0, 0.0)], dim=-1))
     return torch.cat(found)
 
@@ -80,32 +83,32 @@ def _entropy(matrices: Tensor) -> Tensor:
     return bound * (_traces_of_powers(rest, _ENTROPY_OCTAVES) @ _fit_of_entropy().to(rest.device)) - bound.log()
 
 
-def _relative_entropy_of_roots(squares: Tensor) -> Tensor:
-    """Return the entropy of sqrt(q_i) over their sum, over log k; ``squares`` have eigenvalues q_i from 0 to 1.
+def _relative_entropy(sums: Tensor, k: int) -> Tensor:
+    """Return the entropy of s_i = sqrt(q_i) over their sum S, over log k.
 
-    With s_i = sqrt(q_i): -sum (s / S) log(s / S) = log S - (sum s log s) / S, where S = sum s.
+    -sum (s / S) log(s / S) = log S - (sum s log s) / S.
+
+    Args:
+        sums: (n, 2): S, and the sum of sqrt(q) log q, which is twice that of s log s.
+        k: How many they are.
     """
-    traces = _traces_of_powers(_complement(squares), _ROOT_OCTAVES)
-    sums = traces @ _fit_of_roots().to(traces.device)
     total, root_times_log = sums.unbind(-1)
-    return (total.log() - 0.5 * root_times_log / total) / math.log(squares.shape[-1])
+    return (total.log() - 0.5 * root_times_log / total) / math.log(k)
 
 
-def _isometry(squares: Tensor, largest: float) -> Tensor:
-    """Return minus the mean of |log max(sigma, 0.001)|, sigma^2 the eigenvalues of (n, k, k) ``squares``.
+def _distance_from_one(squares: Tensor, largest: float) -> Tensor:
+    """Return matrices whose eigenvalues w tell how far those of ``squares``, sigma^2, are from 1 either way.
 
-    With y = 1 / (1 + sigma^2) and w = 4 y (1 - y) = 1 / cosh(log sigma)^2, |log sigma| is a function of w with a
-    square root's singularity at w = 1, which is sigma = 1, and a logarithm's at w = 0, which is sigma = 0. So powers of
-    w and of 1 - w fit it from both ends.
+    With y = 1 / (1 + sigma^2), w = 4 y (1 - y) = 1 / cosh(log sigma)^2. So |log sigma| is a function of w with a square
+    root's singularity at w = 1, which is sigma = 1, and a logarithm's at w = 0, which is sigma = 0. Powers of w and of
+    1 - w fit it from both ends.
 
     Args:
         squares: The matrices.
         largest: An upper bound of their eigenvalues.
     """
-    inverse = _inverse_of_one_plus(squares, largest)
-    w = 4 * (inverse - inverse @ inverse)
-    traces = torch.cat([_traces_of_powers(_complement(w), _LOG_OCTAVES), _traces_of_powers(w, _LOG_OCTAVES)[:, 1:]], 1)
-    return -(traces @ _fit_of_logarithm().to(traces.device)) / squares.shape[-1]
+    y = _inverse_of_one_plus(squares, largest)
+    return torch.baddbmm(y, y, y, beta=4.0, alpha=-4.0)
 
 
 def _inverse_of_one_plus(squares: Tensor, largest: float) -> Tensor:
@@ -117,29 +120,29 @@ def _inverse_of_one_plus(squares: Tensor, largest: float) -> Tensor:
     inverse.diagonal(dim1=-2, dim2=-1).add_(2.0 * start)  # the first step, from a multiple of the identity
     residual = (1.0 - start) ** 2
     while residual > 1e-16:
-        inverse = torch.baddbmm(inverse, inverse, matrices @ inverse, beta=2.0, alpha=-1.0)
+        inverse = torch.baddbmm(inverse, inverse, torch.bmm(matrices, inverse), beta=2.0, alpha=-1.0)
         residual *= residual
     return inverse
 
 
 def _largest(shares: Tensor) -> Tensor:
-    """Return the largest eigenvalue of matrices with trace 1: (sum p^2m / sum p^m)^(1/m) with a large m."""
+    """Return the largest eigenvalue: (sum q^2m / sum q^m)^(1/m) with a large m; ``shares`` have eigenvalues up to 1."""
     power, log_scale = shares, shares.new_zeros(len(shares))
-    for _ in range(_NORM_SQUARINGS):
-        norm = torch.linalg.matrix_norm(power)
-        norm = norm.where(norm > 0, 1.0)
-        power = power / norm[:, None, None]
-        power = power @ power
-        log_scale = 2.0 * (log_scale + norm.log())
+    for i in range(_NORM_SQUARINGS):
+        if i and i % 3 == 0:  # so that nothing vanishes
+            norm = _norm(power)
+            power = power / norm[:, None, None]
+            log_scale = log_scale + norm.log()
+        power = torch.bmm(power, power)
+        log_scale = 2.0 * log_scale
     m = 2.0**_NORM_SQUARINGS
-    return ((_inner(power, power) / _trace(power)).log().add(log_scale) / m).exp().nan_to_num(0.0)
+    return ((_norm(power).square() / _trace(power)).log().add(log_scale) / m).exp().nan_to_num(0.0)
 
 
 def _upper_bound(shares: Tensor) -> Tensor:
     """Return (sum p^8)^(1/8) of the eigenvalues p of matrices: at least the largest, at most n^(1/8) times it."""
-    fourth = shares @ shares
-    fourth = fourth @ fourth
-    return _inner(fourth, fourth) ** 0.125 * (1.0 + _ROUNDING)
+    second = torch.bmm(shares, shares)
+    return _norm(torch.bmm(second, second)) ** 0.25 * (1.0 + _ROUNDING)
 
 
 def _complement(matrices: Tensor) -> Tensor:
@@ -157,6 +160,11 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((-2, -1), dtype=torch.float64)
 
 
+def _norm(a: Tensor) -> Tensor:
+    """Return the Frobenius norms: the square roots of <A, A>."""
+    return torch.linalg.vector_norm(a, dim=(-2, -1), dtype=torch.float64)
+
+
 # --- Powers and fits -------------------------------------------------------------------------------------------------
 
 
@@ -167,23 +175,16 @@ def _exponents(octaves: int) -> list[int]:
 
 def _traces_of_powers(x: Tensor, octaves: int) -> Tensor:
     """Return the traces (n, exponents) of the powers of (n, k, k) matrices; exponents up to 2^octaves."""
-    second = x @ x
-    fourth = second @ second
-    traces = [
-        torch.full((len(x),), float(x.shape[-1]), dtype=torch.float64, device=x.device),
-        _trace(x),
-        _inner(x, x),
-        _inner(x, second),
-        _inner(second, second),
-        _inner(x, fourth),
-        _inner(second, fourth),
-        _inner(fourth, fourth),
-    ]
-    power = fourth
+    second = torch.bmm(x, x)
+    fourth = torch.bmm(second, second)
+    power, norms = fourth, [_norm(x), _norm(second), _norm(fourth)]
     for _ in range(octaves - 3):
-        power = power @ power
-        traces.append(_inner(power, power))
-    return torch.stack(traces, dim=-1)
+        power = torch.bmm(power, power)
+        norms.append(_norm(power))
+    of_two, of_four, *others = torch.stack(norms).square().unbind()
+    dimension = torch.full_like(of_two, x.shape[-1])
+    low = [_trace(x), of_two, _inner(x, second), of_four, _inner(x, fourth), _inner(second, fourth)]
+    return torch.stack([dimension, *low, *others], dim=-1)
 
 
 def _powers(x: Tensor, octaves: int) -> Tensor:
@@ -217,7 +218,7 @@ def _fit_of_roots() -> Tensor:
     """Return the coefficients (exponents, 2) of sqrt(q) and sqrt(q) log(q)."""
     q, weights = _shares_grid()
     values = torch.stack([q.sqrt(), torch.xlogy(q.sqrt(), q)], dim=-1)
-    return _fitted(_powers(1 - q, _ROOT_OCTAVES), values, weights)
+    return _fitted(_powers(1 - q, _OCTAVES), values, weights)
 
 
 @functools.cache
@@ -234,4 +235,4 @@ def _fit_of_logarithm() -> Tensor:
 
 def _log_basis(log_sigma: Tensor) -> Tensor:
     w = log_sigma.cosh() ** -2.0
-    return torch.cat([_powers(log_sigma.tanh() ** 2, _LOG_OCTAVES), _powers(w, _LOG_OCTAVES)[:, 1:]], dim=1)
+    return torch.cat([_powers(log_sigma.tanh() ** 2, _OCTAVES), _powers(w, _OCTAVES)[:, 1:]], dim=1)

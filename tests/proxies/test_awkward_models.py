@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
+from optuna_aznas.proxies import DEFAULT
 from tests.proxies.test_bad_input import block, stem
 from tests.proxies.test_contracts import assert_same, random_states, snapshot
 from tests.proxies.test_detection import Recurrent, Transformer
@@ -22,10 +23,13 @@ def transformer(way, kind=Transformer):
     return kind("pre", 2, way, way == "layers")
 
 
+PROXIES = (*DEFAULT, "trainability")  # so that every block's spectral norm is measured
+
+
 def evaluate(model, **kwargs):
     before, states = snapshot(model), random_states()
     try:
-        return ProxyEvaluator(**{"input_shape": (3, 16, 16), "device": "cpu"} | kwargs)(model)
+        return ProxyEvaluator(**{"input_shape": (3, 16, 16), "device": "cpu", "proxies": PROXIES} | kwargs)(model)
     finally:
         getattr(model, "kept", []).clear()
         assert_same(before, snapshot(model))

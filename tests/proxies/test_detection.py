@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
-from optuna_aznas.proxies import find_blocks
+from optuna_aznas.proxies import DEFAULT, find_blocks
 from tests import reference
 from tests.proxies.test_agreement import noise_and_signs
 
@@ -138,7 +138,8 @@ def agrees_with_what_is_kept(model, x, monkeypatch, jacobian="least-squares"):
     """Every feature, every product, and nothing else: in double precision, with the same weights, input and v."""
     signs = noise_and_signs(monkeypatch)
     model, x = model.double(), x.double()
-    scores = ProxyEvaluator(inputs=x, init=None, jacobian=jacobian, device="cpu")(model)
+    proxies = [*DEFAULT, "trainability"]
+    scores = ProxyEvaluator(inputs=x, init=None, proxies=proxies, jacobian=jacobian, device="cpu")(model)
     transformer = scores.blocks[0].shape[-1] == WIDTH and len(scores.blocks[0].shape) == 2
     model.train(not transformer)
     features = reference.features_kept(model, x)
@@ -240,7 +241,7 @@ class UNet(Keeps):
 
 
 def test_u_net():
-    scores = ProxyEvaluator((3, 16, 16), device="cpu")(UNet())
+    scores = ProxyEvaluator((3, 16, 16), proxies=[*DEFAULT, "trainability"], device="cpu")(UNet())
     shapes = [block.shape for block in scores.blocks]
     assert shapes[0][1] == shapes[-1][1] == 16
     assert min(shape[1] for shape in shapes[1:-1]) == 8
@@ -384,7 +385,7 @@ def test_a_class_token_comes_and_goes():
             x = self.layers[0](torch.cat([self.token.expand(len(x), -1, -1), x], 1))
             return self.head(self.layers[1](x[:, 1:])[:, 0])
 
-    scores = ProxyEvaluator((3, 8, 8), device="cpu")(Hybrid())
+    scores = ProxyEvaluator((3, 8, 8), proxies=[*DEFAULT, "trainability"], device="cpu")(Hybrid())
     assert [block.shape for block in scores.blocks] == [(8, 4, 4), (17, 8), (17, 8), (16, 8), (16, 8)]
     assert all(0.1 < block.spectral_norm < 10 for block in scores.blocks[1:])
 

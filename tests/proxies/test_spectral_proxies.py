@@ -211,3 +211,34 @@ def test_an_identity_block_is_minus_infinity():
     scores = evaluator(model)
     assert scores.isometry == scores.jacobian_rank == -math.inf
     assert math.isfinite(scores.blocks[2].isometry)
+
+
+def test_spectral_norms_are_measured_where_a_proxy_uses_them():
+    """Trainability uses that of every block; isometry none of a block with few positions."""
+
+    def block(c_in, c_out, stride):
+        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, padding=1), nn.BatchNorm2d(c_out), nn.ReLU())
+
+    model = nn.Sequential(block(3, 8, 1), block(8, 8, 1), block(8, 64, 4), nn.Flatten())
+    default = ProxyEvaluator((3, 8, 8), device="cpu")
+    scores, every = default(model), default.replace(proxies=[*DEFAULT, "trainability"])(model)
+    assert scores.to_dict().items() <= every.to_dict().items()
+    assert scores.blocks[1] == every.blocks[1]
+    assert math.isnan(scores.blocks[2].spectral_norm)
+    assert math.isnan(scores.blocks[2].trainability)
+    assert every.blocks[2].spectral_norm > 0
+    with torch.no_grad():
+        model[2][0].weight.fill_(math.inf)
+    broken = default.replace(init=None)(model)
+    assert broken.blocks[2].trainability == -math.inf  # not finite is told from not measured
+    assert broken.isometry == -math.inf
+
+
+def test_spectra_of_an_isotropic_transformer_are_measured_for_trainability():
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2)]
+    model = nn.Sequential(nn.Linear(12, 16), *layers)
+    default = ProxyEvaluator((40, 12), device="cpu")
+    scores, every = default(model), default.replace(proxies=[*DEFAULT, "trainability"])(model)
+    assert scores.to_dict().items() <= every.to_dict().items()
+    assert all(math.isnan(block.spectral_norm) for block in scores.blocks)
+    assert all(block.spectral_norm > 0 for block in every.blocks[1:])

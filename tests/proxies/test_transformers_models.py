@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from optuna_aznas import ProxyEvaluator
+from optuna_aznas.proxies import DEFAULT
 from tests.proxies.test_contracts import assert_same, random_states, snapshot
 from tests.proxies.transformers_models import CASES, TEXT
 
@@ -32,7 +33,8 @@ def test_features(name):
     model = case.build(transformers)
     run_once(model, case.inputs)
     before, states = snapshot(model), random_states()
-    scores = ProxyEvaluator(**case.inputs, batch_size=4, device="cpu")(model)
+    proxies = [*DEFAULT, "trainability"]
+    scores = ProxyEvaluator(**case.inputs, batch_size=4, proxies=proxies, device="cpu")(model)
     assert_same(before, snapshot(model))
     assert states == random_states()
     assert [block.shape for block in scores.blocks] == case.shapes

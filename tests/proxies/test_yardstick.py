@@ -247,7 +247,7 @@ class PiT(nn.Module):
 
 @pytest.mark.parametrize("depths", [(1, 1, 1), (2, 3, 1), (1, 4, 2)])
 def test_the_layers_of_every_stage_count(depths):
-    scores = found(PiT(depths))
+    scores = found(PiT(depths), proxies=[*DEFAULT, "trainability"])
     assert scores.block_source == "found in the tree of modules"
     assert len(scores.blocks) == 1 + 2 * sum(depths) + 2  # patches, two sums a layer, two poolings
     assert sum(block.complexity for block in scores.blocks) < scores.complexity

@@ -149,7 +149,8 @@ class _Tracer:
             if name in self.inside and self.recorder is not None and self.recorder.on:
                 self.recorder.on = False
                 if source is not None:
-                    source = self._report_inside(name, module, source, feature)
+                    with torch._C.DisableTorchFunction():
+                        source = self._report_inside(name, module, source, feature)
                 self.recorder.clear()
             return replace_tensor(output, feature, self._cut(name + self._which_call(name), module, feature, source))
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -82,12 +83,13 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if self.on:
-            if isinstance(out, Tensor):
-                self._keep(out)
-            elif isinstance(out, tuple | list):
-                for item in out:
-                    if isinstance(item, Tensor):
-                        self._keep(item)
+            with torch._C.DisableTorchFunction():  # other modes would look at each attribute that is read here
+                if isinstance(out, Tensor):
+                    self._keep(out)
+                elif isinstance(out, tuple | list):
+                    for item in out:
+                        if isinstance(item, Tensor):
+                            self._keep(item)
         return out
 
     def _keep(self, tensor: Tensor) -> None:
@@ -136,8 +138,9 @@ class Recorder(TorchFunctionMode):
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         call = self._stack.pop()
         call.end = self.count
-        first = next(tensors_in(output), None)
-        call.node = None if first is None else first.grad_fn
+        with torch._C.DisableTorchFunction():
+            first = next(tensors_in(output), None)
+            call.node = None if first is None else first.grad_fn
 
 
 def heaviest(calls: Iterable[Call], begin: int, end: int) -> Call | None:

@@ -151,7 +151,7 @@ class _SourceRecorder(Recorder):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = super().__torch_function__(func, types, args, kwargs)
-        if not isinstance(out, Tensor) or out.grad_fn is not None or not self._whole or not torch.is_grad_enabled():
+        if not self._whole or not isinstance(out, Tensor) or out.grad_fn is not None or not torch.is_grad_enabled():
             return out
         given = [id(t) for t in tensors_in((args, kwargs or {})) if id(t) in self._whole]
         if given and out.is_floating_point():

@@ -108,15 +108,16 @@ _WITHOUT_PRODUCTS = {
             pixel_shuffle pixel_unshuffle relu relu6 rms_norm selu sigmoid silu softmax softplus tanh
         """,
         torch: """
-            add cat chunk div exp flatten mean mul ones_like permute relu relu_ reshape sigmoid softmax split sqrt stack
-            sub sum tanh transpose unsqueeze zeros_like
+            add arange cat chunk div exp flatten mean mul ones_like permute relu relu_ reshape roll sigmoid softmax
+            split sqrt stack sub sum tanh transpose unsqueeze zeros_like
         """,
         Tensor: """
-            __getitem__ __len__ __radd__ __rmul__ __rsub__ add add_ chunk clamp clone contiguous detach dim div div_ exp
-            expand flatten float mean mul mul_ permute relu relu_ reshape sigmoid size softmax split sqrt squeeze sub
-            sub_ sum tanh to transpose type_as unsqueeze view
+            __eq__ __getitem__ __len__ __radd__ __rmul__ __rsub__ add add_ chunk clamp clone contiguous detach dim div
+            div_ exp expand flatten float ge gt is_floating_point long masked_fill mean mul mul_ ne numel permute relu
+            relu_ reshape sigmoid size softmax split sqrt squeeze sub sub_ sum tanh to transpose type_as unsqueeze
+            view
         """,
     }.items()
     for name in names.split()
     if hasattr(owner, name)
-} | {getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_cuda", "ndim", "requires_grad", "shape")}
+} | {attribute.__get__ for attribute in vars(torch._C.TensorBase).values() if hasattr(type(attribute), "__set__")}

@@ -7,6 +7,7 @@ look at when something was not restored.
 from __future__ import annotations
 
 import gc
+import operator
 import os
 import sys
 import threading
@@ -186,13 +187,15 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     before = []
     for module in modules:
-        attributes = dict(module.__dict__)
+        attributes = module.__dict__.copy()
         contents = {name: _copy(attributes[name]) for name in _REGISTRIES if attributes.get(name)}
         before.append((module.__dict__, attributes, contents))
     try:
         yield
     finally:
         for now, attributes, contents in before:
+            if _untouched(now, attributes, contents):
+                continue
             for name, value in list(now.items()):
                 was = attributes.get(name, _MISSING)
                 if value is not was and (name in _REGISTRIES or isinstance(value, Tensor) or isinstance(was, Tensor)):
@@ -210,6 +213,14 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
                     registry.update(kept or ())
 
 
+def _untouched(now: dict[str, Any], attributes: dict[str, Any], contents: dict[str, Any]) -> bool:
+    """Whether a module's dict, and the registries in it that were not empty, hold the same objects as before."""
+    if len(now) != len(attributes) or not all(map(operator.is_, now.values(), attributes.values())):
+        return False
+    filled = [name for name in _REGISTRIES if attributes.get(name)]
+    return len(filled) == len(contents) and all(_same(attributes[name], contents.get(name)) for name in filled)
+
+
 def _copy(registry: dict[Any, Any] | set[Any]) -> dict[Any, Any] | set[Any]:
     return dict(registry) if isinstance(registry, dict) else set(registry)
 
@@ -220,7 +231,7 @@ def _same(registry: Any, was: Any) -> bool:
         return False
     if isinstance(registry, set):
         return bool(registry == was)
-    return all(a == b and x is y for (a, x), (b, y) in zip(registry.items(), was.items(), strict=True))
+    return all(map(operator.eq, registry, was)) and all(map(operator.is_, registry.values(), was.values()))
 
 
 def _precision_of(modules: Iterable[nn.Module]) -> torch.dtype:
@@ -344,6 +355,8 @@ def check_replaceable(modules: Mapping[str, nn.Module]) -> None:
     Raises:
         ProxyEvaluationError: One of them is a TorchScript module, quantized, or ``DataParallel``.
     """
+    if not any(map(_is_irreplaceable, {type(module) for module in modules.values()})):
+        return
     for name, module in modules.items():
         where = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -357,3 +370,9 @@ def check_replaceable(modules: Mapping[str, nn.Module]) -> None:
             )
         if isinstance(module, nn.DataParallel):
             raise ProxyEvaluationError(f"{where} spreads a model over devices. Score the model itself, its .module.")
+
+
+def _is_irreplaceable(kind: type[nn.Module]) -> bool:
+    """Whether a class may be one of those that :func:`check_replaceable` refuses."""
+    is_quantized = any(base.__module__.startswith(_QUANTIZED) for base in kind.__mro__)
+    return is_quantized or issubclass(kind, torch.jit.ScriptModule | nn.DataParallel)
