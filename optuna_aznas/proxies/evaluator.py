@@ -65,7 +65,7 @@ class ProxyEvaluator:
     normalisation) in eval mode with truncated-normal ones. In a transformer whose features all have one width
     progressivity and entropy retention are not used, as nothing grows there, and neither are trainability, isometry and
     Jacobian rank by least squares, which only tell the width (see the documentation): they are 0, hence a tie for all,
-    and are still measured block by block.
+    and are still measured block by block where trainability is named.
 
     An evaluator is immutable: :meth:`replace` returns one with other arguments. Threads may share an evaluator and take
     turns; several processes score several models at once.

@@ -22,9 +22,11 @@ class BlockScores:
         entropy: Entropy e_l of the normalised eigenvalues of the output's channel covariance, in nats, between 0 and
             log(channels); NaN where the output is constant or not finite.
         step: ``e_l - e_{l-1}``, against the feature that the block started from, in nats; NaN for a stem.
-        spectral_norm: sigma, the largest singular value of the block's mean Jacobian; NaN for the stem.
-        trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN for the stem, ``-inf`` for an identity in
-            a CNN.
+        spectral_norm: sigma, the largest singular value of the block's mean Jacobian. NaN for the stem; unless
+            trainability is named, also in blocks with fewer than two positions for each channel and in transformers
+            whose features all have one width.
+        trainability: ``t_l = 2 - sigma - 1 / (sigma + 1e-6)``, at most 0; NaN where sigma is, ``-inf`` for an identity
+            in a CNN and where the gradients are not finite.
         complexity: Multiply-accumulates of one sample since the feature before.
         isometry: Minus the mean of ``|log max(sigma_i, 0.001)|`` over all singular values of the mean Jacobian, at most
             0. NaN for the stem, and where the batch has fewer than two positions for each channel; ``-inf`` for an
