@@ -12,31 +12,18 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Reporter
 from optuna_aznas.proxies.features.blocks import has_children, has_weight
-from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
+from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
+from optuna_aznas.proxies.features.sources import SourceRecorder
 from optuna_aznas.proxies.model.forward import call_model
-from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
-
-#: Functions that look up rows of a table, such as embeddings.
-_LOOKUPS = {
-    nn.functional.embedding,
-    nn.functional.embedding_bag,
-    torch.index_select,
-    torch.embedding,
-    Tensor.__getitem__,
-}
-
-#: Functions that turn whole numbers into floating-point ones.
-_CASTS = {Tensor.float, Tensor.to, Tensor.type_as, Tensor.double, Tensor.type}
+from optuna_aznas.proxies.model.nested import tensors_in
 
 _POOLING = re.compile(r"^(Mkldnn)?(Max|Avg|AdaptiveMax|AdaptiveAvg)Pool")
 
@@ -77,7 +64,7 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
         ProxyEvaluationError: The forward failed, or returned no tensor.
     """
     model, reporter = request.model, Reporter(request)
-    recorder = _SourceRecorder(lambda: reporter.macs)
+    recorder = SourceRecorder(lambda: reporter.macs)
     given = recorder.as_sources(request.inputs)
     with reporter.running(recorder) as handles:
         recorder.watch(dict(model.named_modules()), handles)
@@ -101,69 +88,7 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     return reporter.summary(connected=True)
 
 
-class _SourceRecorder(Recorder):
-    """A recorder that also finds the sources, where a gradient can end: floating-point inputs, and tensors that are
-    looked up by, or cast from, inputs of whole numbers.
-    """
-
-    def __init__(self, macs: Callable[[], float]) -> None:
-        super().__init__(macs, on=True)
-        self.sources: dict[Node, bool] = {}  # in order; whether it was looked up in a table
-        self._whole: dict[int, Tensor] = {}  # whole numbers that depend on the inputs, by id; kept so that ids last
-        self._main: int | None = None
-        self.kinds: set[type[nn.Module]] = set()  # classes of modules that are blocks
-        self.layers_are_blocks = False  # whether no piece with branches tells blocks from other layers
-        self.input: Tensor | None = None  # the model's input, where it has one, of floating point
-
-    def as_sources(self, inputs: Any) -> Any:
-        """Return the inputs with each floating-point tensor a source."""
-        self._main = id(next(tensors_in(inputs)))
-        given: list[Tensor] = []
-
-        def source(tensor: Tensor) -> Tensor:
-            if tensor.is_floating_point():
-                tensor = self._source(tensor, looked_up=False)
-            else:
-                self._whole[id(tensor)] = tensor
-            given.append(tensor)
-            return tensor
-
-        inputs = map_tensors(source, inputs)
-        self.input = given[0] if len(given) == 1 and given[0].is_floating_point() else None
-        return inputs
-
-    @property
-    def input_node(self) -> Node | None:
-        """The node of the model's only input."""
-        return None if self.input is None else self.input.grad_fn
-
-    def result_of_input(self) -> Result:
-        """Record the model's only input as a result, so that it can be a feature, and return that."""
-        assert self.input is not None
-        return self.results.setdefault(self.input_node, Result(self.input, 0, 0.0, ""))
-
-    def _source(self, tensor: Tensor, *, looked_up: bool) -> Tensor:
-        leaf = tensor.detach().requires_grad_()
-        self.sources[node_of(leaf)] = looked_up
-        return leaf.clone()  # as what follows may work in place
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = super().__torch_function__(func, types, args, kwargs)
-        if not self._whole or not isinstance(out, Tensor) or out.grad_fn is not None or not torch.is_grad_enabled():
-            return out
-        given = [id(t) for t in tensors_in((args, kwargs or {})) if id(t) in self._whole]
-        if given and out.is_floating_point():
-            if func in _LOOKUPS or (func in _CASTS and given[0] == self._main):
-                out = self._source(out, looked_up=func in _LOOKUPS)
-                self._keep(out)
-        elif given:
-            self._whole[id(out)] = out
-        return out
-
-
-def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
+def _features(end: Node, recorder: SourceRecorder) -> list[_Feature]:
     """Return the features of all sources, in the order of execution."""
     found: dict[Node, _Feature] = {}
     for source in recorder.sources:
@@ -179,12 +104,12 @@ def _features(end: Node, recorder: _SourceRecorder) -> list[_Feature]:
     return sorted(found.values(), key=lambda feature: feature.result.index)
 
 
-def _is_perceptron(recorder: _SourceRecorder) -> bool:
+def _is_perceptron(recorder: SourceRecorder) -> bool:
     """Whether the model's layers are its blocks, and its only input holds vectors."""
     return recorder.layers_are_blocks and recorder.input is not None and recorder.input.ndim == 2
 
 
-def _is_one_layer(features: Sequence[_Feature], recorder: _SourceRecorder) -> bool:
+def _is_one_layer(features: Sequence[_Feature], recorder: SourceRecorder) -> bool:
     """Whether the model has a single input and a single feature, and one call of a layer with weights before it."""
     layers = [call for call in recorder.calls if has_weight(call.module) and not has_children(call.module)]
     before = [call for call in layers if call.begin < features[0].result.index]
@@ -232,7 +157,7 @@ def _index(node: Node | None, recorder: Recorder) -> int:
     return -1 if node is None else recorder.results[node].index
 
 
-def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_up: bool) -> list[Result]:
+def _on_one_path(pieces: Sequence[Piece], recorder: SourceRecorder, *, looked_up: bool) -> list[Result]:
     """Choose the features on the way from one source to the output: the stem's, then each block's.
 
     The pieces with products are put into groups, one for the stem and one for each block (:func:`_groups`). A feature
@@ -273,7 +198,7 @@ def _on_one_path(pieces: Sequence[Piece], recorder: _SourceRecorder, *, looked_u
 
 
 def _groups(
-    pieces: Sequence[Piece], working: Sequence[int], units: Sequence[int], recorder: _SourceRecorder
+    pieces: Sequence[Piece], working: Sequence[int], units: Sequence[int], recorder: SourceRecorder
 ) -> list[list[int]]:
     """Group the pieces with products: each group is the stem or a block.
 
@@ -373,7 +298,7 @@ def _continues(feature: Tensor, later: Tensor, node: Node) -> bool:
     return pooled and later.shape[:2] == feature.shape[:2] and later.shape[2:].numel() > 1
 
 
-def _report(features: Sequence[_Feature], recorder: _SourceRecorder, reporter: Reporter) -> None:
+def _report(features: Sequence[_Feature], recorder: SourceRecorder, reporter: Reporter) -> None:
     indices: dict[Node, int] = {}
     begin = 0
     for feature in features:
@@ -391,7 +316,7 @@ def _report(features: Sequence[_Feature], recorder: _SourceRecorder, reporter: R
         begin = result.index
 
 
-def _name(result: Result, begin: int, recorder: _SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
+def _name(result: Result, begin: int, recorder: SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
     """Return a feature's name, the module it is named after, and the layers that ran since the feature before.
 
     A feature is named after the module whose output it is, or else after the largest module that ran before it.
