@@ -37,8 +37,8 @@ from optuna_aznas.proxies.spectra import (
     scatter,
     sign_gram,
     spectral_entropy,
-    spectrum,
     spectrum_of_few,
+    spectrum_or_squares,
 )
 
 _EPS_SIGMA = 1e-6  # keeps t finite at sigma = 0
@@ -228,7 +228,7 @@ def _entropy_of_features(features: Tensor) -> list[Decomposition]:
 
 def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
-    measure = spectrum_of_few if _few(positions, channels) else spectrum
+    measure = spectrum_of_few if _few(positions, channels) else spectrum_or_squares
     return [Decomposition(_SPECTRUM, measure, [g.mT @ v / positions])]
 
 

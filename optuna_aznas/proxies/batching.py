@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from optuna_aznas.proxies.spectra import WIDE
+from optuna_aznas.proxies.spectra import WIDE, Squares, spectrum_of_squares
 
 #: Bytes of features and gradients that may wait on a GPU.
 _PENDING_BYTES = 2**26
@@ -29,12 +29,13 @@ class Decomposition(NamedTuple):
 
     Attributes:
         quantity: Name of the quantity.
-        function: Takes stacks (n, a, b) and returns a number (n,), or k numbers (n, k), of each.
+        function: Takes stacks (n, a, b) and returns a number (n,), or k numbers (n, k), of each; or :class:`Squares`,
+            whose spectra are the numbers.
         stacks: Its arguments; n is the number of blocks.
     """
 
     quantity: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | Squares]
     stacks: list[Tensor]
 
 
@@ -47,7 +48,7 @@ class _Job(NamedTuple):
 
     blocks: list[int]
     quantity: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | Squares]
     stacks: list[Tensor]
 
     @property
@@ -116,11 +117,35 @@ class BatchedDecompositions:
         """
         on_gpu_first = sorted(_finite_parts(jobs), key=lambda job: job.stacks[0].device.type == "cpu")
         launched = [(job.quantity, *part) for job in on_gpu_first for part in _parts(job)]
-        for quantity, blocks, values in launched:
+        numbers = _finished([values for *_, values in launched])
+        for (quantity, blocks, _), values in zip(launched, numbers, strict=True):
             self._results.setdefault(quantity, {}).update(zip(blocks, values.tolist(), strict=True))
 
 
-def _parts(job: _Job) -> list[tuple[list[int], Tensor]]:
+def _finished(results: Sequence[Tensor | Squares]) -> list[Tensor]:
+    """Return the results of decompositions, where spectra are left to measure those of one size together."""
+    numbers = {i: result for i, result in enumerate(results) if isinstance(result, Tensor)}
+    by_size: dict[int, dict[int, Tensor]] = {}
+    for i, result in enumerate(results):
+        if isinstance(result, Squares):
+            by_size.setdefault(result.matrices.shape[-1], {})[i] = result.matrices
+    for squares in by_size.values():
+        together = _spectra(torch.cat(list(squares.values())))
+        numbers |= zip(squares, together.split([len(stack) for stack in squares.values()]), strict=True)
+    return [numbers[i] for i in range(len(results))]
+
+
+def _spectra(squares: Tensor) -> Tensor:
+    """Return the spectra of matrices; NaN where a decomposition does not converge."""
+    try:
+        return spectrum_of_squares(squares)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if len(squares) == 1:
+            return squares.new_full((1, 3), math.nan)
+        return torch.cat([_spectra(each) for each in squares.split(1)])
+
+
+def _parts(job: _Job) -> list[tuple[list[int], Tensor | Squares]]:
     """Return the results of a job and the blocks that they are for, without those where it does not converge."""
     if not job.blocks:
         return []

@@ -40,33 +40,32 @@ def entropy(matrices: Tensor) -> Tensor:
     return torch.cat([_entropy(chunk) for chunk in _chunks(matrices)])
 
 
-def spectrum(matrices: Tensor) -> Tensor | None:
-    """Return three numbers (n, 3) of the singular values sigma_1, ..., sigma_k of each of (n, a, b) matrices.
+def spectrum(squares: Tensor) -> Tensor | None:
+    """Return three numbers (n, 3) of the roots sigma_1, ..., sigma_k of the eigenvalues of (n, k, k) ``squares``.
 
     They are the largest (relative error 1e-3), minus the mean of ``|log max(sigma_i, 0.001)|`` (error 1e-4, and 0.06
     for each sigma_i within a factor of 5 of 0.001, over k), and the entropy of ``sigma_i / sum sigma`` over log k
-    (error 1e-4). Everything is in double precision.
+    (error 1e-4). The matrices are in double precision, as the smallest roots count.
 
     Returns:
-        The numbers, or ``None`` where a singular value may exceed 100, for which the logarithm is not fitted.
+        The numbers, or ``None`` where a root may exceed 100, for which the logarithm is not fitted.
     """
-    a, b = matrices.shape[-2:]
+    k = squares.shape[-1]
     found = []
-    for chunk in _chunks(matrices.double()):
-        squares = chunk @ chunk.mT if a <= b else chunk.mT @ chunk
-        total = _trace(squares)
-        shares = squares / total.where(total > 0, 1.0)[:, None, None]
+    for chunk in _chunks(squares):
+        total = _trace(chunk)
+        shares = chunk / total.where(total > 0, 1.0)[:, None, None]
         bound = _upper_bound(shares).where(total > 0, 1.0)
         largest_square = float((bound * total).max())
         if largest_square > _LARGEST**2:
             return None
         shares = shares / bound[:, None, None]
         norm = (_largest(shares) * bound * total).sqrt()
-        w = _distance_from_one(squares, largest_square)
+        w = _distance_from_one(chunk, largest_square)
         # One chain of powers for all three, as launching a product takes longer than computing it.
         powers = _traces_of_powers(torch.cat([_complement(shares), _complement(w), w]), _OCTAVES).chunk(3)
-        isometry = -(torch.cat([powers[1], powers[2][:, 1:]], 1) @ _fit_of_logarithm().to(norm.device)) / min(a, b)
-        rank = _relative_entropy(powers[0] @ _fit_of_roots().to(norm.device), min(a, b))
+        isometry = -(torch.cat([powers[1], powers[2][:, 1:]], 1) @ _fit_of_logarithm().to(norm.device)) / k
+        rank = _relative_entropy(powers[0] @ _fit_of_roots().to(norm.device), k)
         found.append(torch.stack([norm, isometry, rank.where(total > 0, 0.0)], dim=-1))
     return torch.cat(found)
 

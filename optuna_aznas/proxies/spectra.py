@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,16 +76,37 @@ def spectrum(matrices: Tensor) -> Tensor:
     many times faster than a singular value decomposition, as accurate for the largest value, and in double precision
     accurate enough for values above 1e-7 of it.
     """
-    if _by_products(matrices):
-        numbers = matrix_functions.spectrum(matrices)
+    return spectrum_of_squares(_squares(matrices))
+
+
+def spectrum_of_squares(squares: Tensor) -> Tensor:
+    """Return the same as :func:`spectrum`, given the (n, k, k) products of the matrices with their transposes."""
+    if _by_products(squares):
+        numbers = matrix_functions.spectrum(squares)
         if numbers is not None:
             return numbers
-    matrices = matrices.double()  # the squares of float32 numbers fit
-    a, b = matrices.shape[-2:]
-    squares = torch.linalg.eigvalsh(matrices @ matrices.mT if a <= b else matrices.mT @ matrices)
-    sigma = squares.clamp_min(0.0).sqrt()
+    sigma = torch.linalg.eigvalsh(squares).clamp_min(0.0).sqrt()
     isometry = -sigma.clamp_min(_FLOOR).log().abs().mean(dim=-1)
     return torch.stack([sigma[..., -1], isometry, _relative_entropy(sigma)], dim=-1)
+
+
+class Squares(NamedTuple):
+    """Matrices (n, k, k) for :func:`spectrum_of_squares`: those of several jobs can be measured together."""
+
+    matrices: Tensor
+
+
+def spectrum_or_squares(matrices: Tensor) -> Tensor | Squares:
+    """Return :func:`spectrum`, or on a GPU what is left to do for it where it comes from products of matrices."""
+    squares = _squares(matrices)
+    return Squares(squares) if _by_products(squares) else spectrum_of_squares(squares)
+
+
+def _squares(matrices: Tensor) -> Tensor:
+    """Return M M^T or M^T M, whichever is smaller, of (n, a, b) matrices in double precision."""
+    matrices = matrices.double()  # the squares of float32 numbers fit
+    a, b = matrices.shape[-2:]
+    return matrices @ matrices.mT if a <= b else matrices.mT @ matrices
 
 
 def spectrum_of_few(matrices: Tensor) -> Tensor:
@@ -93,8 +115,8 @@ def spectrum_of_few(matrices: Tensor) -> Tensor:
     return _with_nan(_largest_singular_value(matrices) if wide else spectrum(matrices)[..., 0])
 
 
-def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor:
-    """Return :func:`spectrum` of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v.
+def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor | Squares:
+    """Return :func:`spectrum_or_squares` of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v.
 
     Where the solution is not unique, G is the one with the smallest norm.
 
@@ -106,17 +128,16 @@ def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor:
     if factored is not None:
         cross, factor = factored
         half = torch.linalg.solve_triangular(factor.mT, cross, upper=True, left=False)
-        return spectrum(torch.linalg.solve_triangular(factor, half, upper=False, left=False))
-    root = _inverse_root(gram)
-    return spectrum(cross.double() @ root @ root.mT)
+        return spectrum_or_squares(torch.linalg.solve_triangular(factor, half, upper=False, left=False))
+    return spectrum_or_squares(_smallest_solution(cross, gram))
 
 
 def least_squares_spectrum_of_few(cross: Tensor, gram: Tensor) -> Tensor:
-    """Return the same as :func:`least_squares_spectrum` with NaN for all but the largest singular value."""
+    """Return :func:`least_squares_spectrum` with NaN for all but the largest singular value."""
     factored = _factored(cross, gram)
     if factored is not None:
         return _with_nan(_largest_singular_value(*factored))
-    return _with_nan(least_squares_spectrum(cross, gram)[..., 0])
+    return _with_nan(spectrum(_smallest_solution(cross, gram))[..., 0])
 
 
 def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
@@ -135,6 +156,11 @@ def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
 def _by_products(matrices: Tensor) -> bool:
     """Whether matrices are wide ones on a GPU, which multiplies much faster than it decomposes."""
     return matrices.device.type != "cpu" and min(matrices.shape[-2:]) >= WIDE
+
+
+def _smallest_solution(cross: Tensor, gram: Tensor) -> Tensor:
+    root = _inverse_root(gram)
+    return cross.double() @ root @ root.mT
 
 
 def _relative_entropy(sigma: Tensor) -> Tensor:
@@ -201,8 +227,8 @@ def _sound_factor(gram: Tensor, least: float) -> Tensor | None:
     """Return the Cholesky factors of matrices if the smallest over the largest pivot of each exceeds ``least``."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal(dim1=-2, dim2=-1)
-    sound = not bool(failed.any()) and bool((pivots.amin(-1) > least * pivots.amax(-1)).all())
-    return factor if sound else None
+    sound = (failed == 0) & (pivots.amin(-1) > least * pivots.amax(-1))
+    return factor if bool(sound.all()) else None
 
 
 def _largest_singular_value(matrices: Tensor, factor: Tensor | None = None) -> Tensor:

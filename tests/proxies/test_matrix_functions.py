@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optuna_aznas import ProxyEvaluator
-from optuna_aznas.proxies import matrix_functions, spectra
-from optuna_aznas.proxies.spectra import WIDE
+from optuna_aznas.proxies import batching, matrix_functions, spectra
+from optuna_aznas.proxies.spectra import WIDE, Squares
 from tests.proxies.test_wide_features import FEW, SPECTRA, matrix_of, measured, seeds, single, spectrum_names, wide
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +47,7 @@ def test_spectrum(name, rows, columns, log_scale, seed):
     """Near the floor of the logarithm each singular value adds up to 0.06 over their number."""
     matrix = matrix_of(SPECTRA[name](min(rows, columns)), rows, columns, np.random.default_rng(seed)) * 10.0**log_scale
     sigma = np.linalg.svd(matrix.astype(np.float32).astype(float), compute_uv=False)
-    found = matrix_functions.spectrum(single(matrix).to(DEVICE))
+    found = matrix_functions.spectrum(spectra._squares(single(matrix).to(DEVICE)))
     if sigma[0] * len(sigma) ** (1 / 16) > 100:
         return
     assert found is not None
@@ -61,14 +61,14 @@ def test_spectrum(name, rows, columns, log_scale, seed):
 
 def test_no_spectrum_with_large_singular_values():
     """The caller decomposes then."""
-    assert matrix_functions.spectrum(200.0 * torch.eye(WIDE, device=DEVICE)[None]) is None
+    assert matrix_functions.spectrum(200.0**2 * torch.eye(WIDE, dtype=torch.float64, device=DEVICE)[None]) is None
 
 
 def test_several_matrices_are_as_each_alone(monkeypatch):
     """Also where they do not fit into one product."""
     rng = np.random.default_rng(0)
     names = ["decaying", "equal", "rank deficient"]
-    x = torch.cat([single(matrix_of(SPECTRA[name](WIDE), WIDE, WIDE, rng)) for name in names])
+    x = spectra._squares(torch.cat([single(matrix_of(SPECTRA[name](WIDE), WIDE, WIDE, rng)) for name in names]))
     together = matrix_functions.spectrum(x)
     monkeypatch.setattr(matrix_functions, "_BYTES", 1)
     assert together is not None
@@ -96,3 +96,19 @@ def test_scores_of_a_network_are_those_of_decompositions(monkeypatch):
     by_products = evaluator(model)
     assert by_products != exact
     assert by_products == pytest.approx(exact, rel=1e-5)
+
+
+def test_what_cannot_be_decomposed_has_no_numbers(monkeypatch):
+    """Neither are those of the others lost."""
+    measure = batching.spectrum_of_squares
+
+    def sometimes(squares):
+        if (squares[:, 0, 0] == 0).any():
+            raise torch.linalg.LinAlgError
+        return measure(squares)
+
+    monkeypatch.setattr(batching, "spectrum_of_squares", sometimes)
+    squares = torch.stack([torch.eye(3), torch.zeros(3, 3), 4 * torch.eye(3)]).double()
+    one, none, two = batching._finished([torch.ones(1), Squares(squares)])[1].tolist()
+    assert (one[0], two[0]) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert all(map(math.isnan, none))
