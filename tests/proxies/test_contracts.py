@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluationError, ProxyEvaluator
-from optuna_aznas.proxies import DEFAULT
+from optuna_aznas.proxies import AZNAS, DEFAULT
 from optuna_aznas.spaces.nas_bench_201 import Network, from_arch
 
 ARCH = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_3x3~2|"
@@ -277,8 +277,8 @@ def test_a_gpu_leaves_the_model_where_it_is_and_agrees_with_the_cpu():
     assert torch.cuda.get_rng_state().tolist() == state
     assert evaluator(model) == scores
     x = torch.randn(16, 3, 16, 16)
-    gpu = ProxyEvaluator(inputs=x, init=None, device="cuda")(model)
-    cpu = ProxyEvaluator(inputs=x, init=None, device="cpu")(model)
+    gpu = ProxyEvaluator(inputs=x, init=None, proxies=AZNAS, device="cuda")(model)
+    cpu = ProxyEvaluator(inputs=x, init=None, proxies=AZNAS, device="cpu")(model)
     # The same weights and input; v differs, so trainability only roughly. Convolutions may run in TF32.
     assert gpu.expressivity == pytest.approx(cpu.expressivity, rel=1e-2)
     assert gpu.progressivity == pytest.approx(cpu.progressivity, rel=5e-2, abs=5e-2)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from optuna_aznas import ProxyEvaluator, proxies
+from optuna_aznas.proxies import arguments
 from optuna_aznas.proxies import evaluator as evaluator_module
 from optuna_aznas.proxies.context import Seeds
 from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
@@ -83,7 +84,7 @@ def test_a_new_proxy_is_one_declaration(stage, model, monkeypatch):
         Stage.MODEL: Proxy("new", stage, function=lambda context: context.samples),
     }[stage]
     monkeypatch.setattr(evaluator_module, "REGISTRY", {**REGISTRY, "new": new})
-    monkeypatch.setattr(evaluator_module, "ALL_PROXIES", (*REGISTRY, "new"))
+    monkeypatch.setattr(arguments, "ALL_PROXIES", (*REGISTRY, "new"))
     plain = ProxyEvaluator((3, 8, 8), batch_size=4, device="cpu")
     scores = plain.replace(proxies=(*plain.proxies, "new"))(model)
     assert tuple(scores)[:-1] == tuple(plain(model))
