@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import erfcx, ndtr
 
 from optuna_aznas.aggregation import Parameters
-from optuna_aznas.aggregation.learned import Posterior
+from optuna_aznas.aggregation.posterior import Posterior
 from optuna_aznas.sampler.candidates import Candidate, Key
 from optuna_aznas.sampler.strategy import Params
 from optuna_aznas.sampler.view import StudyView

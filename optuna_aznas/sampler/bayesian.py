@@ -19,7 +19,9 @@ from optuna.trial import FrozenTrial
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
-from optuna_aznas.aggregation.learned import Posterior, complete_scores
+from optuna_aznas.aggregation.estimation import complete_scores
+from optuna_aznas.aggregation.networks import Networks
+from optuna_aznas.aggregation.posterior import Posterior
 from optuna_aznas.sampler.acquisition import ProposalData, maximise, spread
 from optuna_aznas.sampler.admission import Admission
 from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
@@ -205,13 +207,8 @@ class BayesianOptimisation:
 
         Before ``n_startup_trainings`` the order is that of S, with the first places at random.
         """
-        posterior = cache.model.condition(
-            data.table,
-            data.values,
-            data.parameters,
-            data.hyperparameters.columns(data.positions),
-            prior=data.s,
-        )
+        how = data.hyperparameters.columns(data.positions)
+        posterior = cache.model.condition(Networks(data.table, data.values, data.parameters, how, data.s))
         cache.parents = _best_architectures(data, posterior)
         first = data.n_trials + len(data.running)
         new = np.arange(first, first + len(data.candidates))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau, rankdata
 
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate, aggregate_aznas
+from optuna_aznas.aggregation.estimation import complete_scores
 from optuna_aznas.aggregation.gaussian_process import interpolate
 from optuna_aznas.aggregation.importance import shares
-from optuna_aznas.aggregation.learned import MIN_TRAINED, complete_scores
+from optuna_aznas.aggregation.learned import MIN_TRAINED
 from tests import reference
 
 
