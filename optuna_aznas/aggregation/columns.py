@@ -45,6 +45,24 @@ def centred(block: _Floats, rows: npt.NDArray[np.intp] | None = None) -> _Floats
     return (block - reference.mean(axis=0)) * (1.0 / np.sqrt(variance) if variance > 0.0 else 0.0)
 
 
+def standardised(block: _Floats) -> _Floats:
+    """Return columns of mean 0 and equal variance, 1 in total, without those that are constant.
+
+    Rows with a number that is not finite have the mean, 0, in all columns.
+    """
+    known = np.isfinite(block).all(axis=1)
+    reference = block[known]
+    if not len(reference):
+        return block[:, :0]
+    varied = np.ptp(reference, axis=0) > 0.0
+    scaled = np.zeros((len(block), int(varied.sum())))
+    if scaled.size:
+        reference = reference[:, varied]
+        scale = reference.std(axis=0) * np.sqrt(reference.shape[1])
+        scaled[known] = (reference - reference.mean(axis=0)) / scale
+    return scaled
+
+
 def by_group(labels: Sequence[int], n_columns: int, name: str) -> list[list[int]]:
     """Return the columns of each group; without labels all are one group."""
     if not labels:

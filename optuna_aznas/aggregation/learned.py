@@ -11,7 +11,15 @@ import numpy.typing as npt
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from optuna_aznas.aggregation.columns import by_group, centred, check_length, normal_scores, rank_scores, ranks_among
+from optuna_aznas.aggregation.columns import (
+    by_group,
+    centred,
+    check_length,
+    normal_scores,
+    rank_scores,
+    ranks_among,
+    standardised,
+)
 from optuna_aznas.aggregation.gaussian_process import Group, Process, Term
 from optuna_aznas.aggregation.networks import Hyperparameters, Networks, Parameters, as_hyperparameters
 from optuna_aznas.aggregation.posterior import Posterior, Prediction
@@ -31,6 +39,8 @@ _LINEAR_RANKS = (-4.0, 1.0)  # variance of the linear term in proxy ranks
 _LINEAR_RANKS_EXPLORING = (0.0, 1.0)  # the same, if exploring
 _LINEAR_PARAMETERS = (-4.5, 1.0)  # variance of the linear term in the architecture's parameters
 _LINEAR_PARAMETERS_EXPLORING = (-0.5, 1.0)  # the same, if exploring
+_LINEAR_GRAPH = (-4.5, 1.0)  # variance of the linear term in features of the graph
+_LINEAR_GRAPH_EXPLORING = (-0.5, 1.0)  # the same, if exploring
 _RANKS = (-5.0, 1.0)  # variance of the Matern term in proxy ranks
 _ARCHITECTURE = (-3.0, 1.0)  # variance of the Matern term in proxy ranks and parameters
 _HYPERPARAMETERS = (-1.0, 1.5)  # variance of the Matern term in hyperparameters
@@ -98,6 +108,7 @@ class LearnedAggregation:
         hyperparameters: npt.ArrayLike | Hyperparameters | None = None,
         *,
         prior: npt.ArrayLike | None = None,
+        graph: npt.ArrayLike | None = None,
         at: npt.ArrayLike | None = None,
     ) -> Prediction:
         """Predict the trained values of networks of a table, trained as the best one was.
@@ -110,12 +121,13 @@ class LearnedAggregation:
                 trained are ignored. Each column of an array is a hyperparameter. The prediction is for the
                 hyperparameters of the network with the highest trained value.
             prior: Replaces S, shape (n,).
+            graph: Features of the networks' own graphs, shape (n, g). A row with NaN counts as the mean of the others.
             at: Positions of the networks to predict; by default all n.
 
         Raises:
             ValueError: The shapes do not fit each other.
         """
-        posterior = self.condition(Networks(proxy_scores, trained_values, parameters, hyperparameters, prior))
+        posterior = self.condition(Networks(proxy_scores, trained_values, parameters, hyperparameters, prior, graph))
         wanted = np.arange(len(posterior.prior_mean)) if at is None else np.asarray(at, dtype=np.intp)
         return Prediction(*posterior.predict(wanted), posterior.best)
 
@@ -182,7 +194,7 @@ class LearnedAggregation:
         values = np.asarray(networks.trained_values, dtype=np.float64)
         check_length("trained_values", values, n, 1)
         prior_mean, prior_std = self._rho * z, float(np.sqrt(1.0 - self._rho**2))
-        columns, groups, terms = _architecture_terms(z, ranks, n, networks.parameters, self._exploring)
+        columns, groups, terms = _architecture_terms(z, ranks, n, networks, self._exploring)
         trained = np.flatnonzero(~np.isnan(values))
         how = as_hyperparameters(networks.hyperparameters, n, trained)
         if how is not None:
@@ -216,13 +228,14 @@ class LearnedAggregation:
 
 
 def _architecture_terms(
-    z: _Floats, ranks: _Floats, n: int, parameters: Parameters | None, exploring: bool
+    z: _Floats, ranks: _Floats, n: int, networks: Networks, exploring: bool
 ) -> tuple[_Floats, list[Group], list[Term]]:
     """Return networks as rows of numbers, and the groups and terms of the kernel that depend on the architecture."""
     relative = ranks / n
     # Relative ranks are uniform, with variance 1 / 12; their logarithms have variance 1. Both get the same weight.
     blocks = [z[:, np.newaxis], centred(np.hstack([np.sqrt(12.0) * relative, np.log(relative)]), np.arange(n))]
     parts: list[list[int]] = [[0], list(range(1, 1 + blocks[1].shape[1]))]
+    parameters = networks.parameters
     if parameters is not None:
         for name, block, labels in (
             ("single", parameters.single, parameters.single_kinds),
@@ -233,6 +246,15 @@ def _architecture_terms(
                 start = sum(part.shape[1] for part in blocks)
                 parts.append(list(range(start, start + len(columns))))
                 blocks.append(centred(block[:, columns]))
+    n_inputs = len(parts)  # without features of the graph
+    if networks.graph is not None:
+        features = np.asarray(networks.graph, dtype=np.float64)
+        check_length("graph", features, n, 2)
+        features = standardised(features)
+        if features.shape[1]:
+            start = sum(part.shape[1] for part in blocks)
+            parts.append(list(range(start, start + features.shape[1])))
+            blocks.append(features)
     length = (0.5 * np.log(len(parts) - 1), _LENGTH_DEVIATION)
     groups = [Group(tuple(part), length) for part in parts]
     inputs = tuple(range(1, len(parts)))
@@ -244,7 +266,10 @@ def _architecture_terms(
     ]
     if len(inputs) > 1:
         terms.append(Term("matern", (1,), _RANKS))
-        terms.append(Term("linear", inputs[1:], _LINEAR_PARAMETERS_EXPLORING if exploring else _LINEAR_PARAMETERS))
+    if n_inputs > 2:
+        terms.append(Term("linear", inputs[1 : n_inputs - 1], _LINEAR_PARAMETERS_EXPLORING if exploring else _LINEAR_PARAMETERS))
+    if len(parts) > n_inputs:
+        terms.append(Term("linear", (n_inputs,), _LINEAR_GRAPH_EXPLORING if exploring else _LINEAR_GRAPH))
     return np.hstack(blocks), groups, terms
 
 

@@ -52,6 +52,7 @@ class Networks(NamedTuple):
         parameters: The architectures as numbers.
         hyperparameters: Those of each network as numbers.
         prior: Replaces S.
+        graph: Features of the networks' graphs, shape (n, g); NaN in the rows of networks whose graph is not known.
     """
 
     proxy_scores: npt.ArrayLike
@@ -59,6 +60,7 @@ class Networks(NamedTuple):
     parameters: Parameters | None = None
     hyperparameters: npt.ArrayLike | Hyperparameters | None = None
     prior: npt.ArrayLike | None = None
+    graph: npt.ArrayLike | None = None
 
 
 def as_hyperparameters(
