@@ -16,6 +16,7 @@ from optuna_aznas.proxies.context import Jacobian, ScoringContext, Seeds
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.feature_pass import run_features
 from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, plan_blocks
+from optuna_aznas.proxies.features.operators import graph_features
 from optuna_aznas.proxies.loss_pass import LossPass
 from optuna_aznas.proxies.many import Scoring, outcomes_of
 from optuna_aznas.proxies.model.draws import DrawsInCheckpointError
@@ -33,8 +34,8 @@ _BATCH_OF_VECTORS = 1024  # default batch size where a sample is a vector
 
 _INITS = ("auto", "kaiming", "trunc_normal", None)
 
-#: Proxy scores by name, those of the blocks, and how the blocks were chosen.
-_Outcome: TypeAlias = tuple[dict[str, float], Sequence[BlockScores], str]
+#: Proxy scores by name, those of the blocks, how the blocks were chosen, and features of the graph.
+_Outcome: TypeAlias = tuple[dict[str, float], Sequence[BlockScores], str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +197,14 @@ class ProxyEvaluator:
         subject = _Subject(model, modules, plan, is_transformer(modules.values()))
         outcomes = [self._score_repeat(subject, Seeds(self.seed, repeat)) for repeat in range(self.repeats)]
         values = [sum(scores[name] for scores, *_ in outcomes) / self.repeats for name in self.proxies]
-        _, blocks, source = outcomes[0]
+        _, blocks, source, graph = outcomes[0]
         seconds = time.perf_counter() - start
         return ProxyScores(
             values,
             names=self.proxies,
             blocks=blocks,
             block_source=source,
+            graph=graph,
             seconds=seconds,
             settings=self.settings,
         )
@@ -346,18 +348,20 @@ class ProxyEvaluator:
         scores: dict[str, float] = {}
         blocks: Sequence[BlockScores] = ()
         source = ""
+        graph: dict[str, float] = {}
         if plan is not None:
             of_features = self._named(Stage.FEATURES)
             seen = run_features(context, plan, of_features, _needs(of_features), last_try=last_try)
             scores |= {proxy.name: proxy.score(seen) for proxy in of_features}
             blocks, source = seen.blocks, seen.block_source
+            graph = {} if seen.report.graph is None else graph_features(seen.report.graph)
         of_loss = self._named(Stage.LOSS)
         if of_loss:
             observers = {proxy.name: proxy.observer(context) for proxy in of_loss if proxy.observer is not None}
             loss = LossPass(context, _needs(of_loss), observers)
             scores |= {proxy.name: proxy.score(loss) for proxy in of_loss}
         scores |= {proxy.name: proxy.score(context) for proxy in self._named(Stage.MODEL)}
-        return scores, blocks, source
+        return scores, blocks, source, graph
 
     def _generator(self, seeds: Seeds, purpose: str) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seeds.of(purpose))

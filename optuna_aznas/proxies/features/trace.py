@@ -19,11 +19,12 @@ from torch.overrides import TorchFunctionMode
 from optuna_aznas.proxies.features.operators import INPUT, OperatorGraph
 from optuna_aznas.proxies.model.nested import tensors_in
 
-#: Attribute of a tensor: the number of the operator that returned it.
+#: Attribute of a tensor: the number of the operator that returned it; -1 if it does not depend on the input.
 _OPERATOR = "_optuna_aznas_operator"
 
 #: What a function does: a kind of operator, or one of the following, or a rule that says which.
 _SAME = "same"  # hands its first tensor on
+_OWN = "own"  # the same, but the others only say how: a shape, a type
 _CONSTANT = "constant"  # its result does not depend on the numbers that it is given
 
 #: Takes positional and named arguments, and the number of them that depend on the input.
@@ -53,8 +54,8 @@ class OperatorTrace(TorchFunctionMode):
         Args:
             output: What the model returned. Its first tensor that depends on the input counts.
         """
-        given = (getattr(tensor, _OPERATOR, None) for tensor in tensors_in(output))
-        last = next((number for number in given if number is not None), len(self._kinds) - 1)
+        numbers = (getattr(tensor, _OPERATOR, -1) for tensor in tensors_in(output))
+        last = next((number for number in numbers if number >= 0), len(self._kinds) - 1)
         return OperatorGraph.ending_with(last, self._kinds, self._before)
 
     def __torch_function__(
@@ -71,13 +72,18 @@ class OperatorTrace(TorchFunctionMode):
         if kwargs:
             _collect(kwargs.values(), given)
         if not given:
-            if not any(tensor.requires_grad for tensor in tensors_in(args)):
+            numbers = [getattr(t, _OPERATOR, None) for t in tensors_in(args) if t.requires_grad]
+            if None not in numbers:
+                for tensor in tensors_in(out) if numbers else ():
+                    tensor.__dict__[_OPERATOR] = -1
                 return out
             given.append(len(self._kinds) - 1)
+        if rule is _OWN and args[0].__dict__.get(_OPERATOR, -1) < 0:
+            return out
         kind = rule if isinstance(rule, str) else rule(args, kwargs or {}, len(given))
         if kind is _CONSTANT:
             return out
-        number = given[0] if kind is _SAME else self._add(kind, given)
+        number = given[0] if kind is _SAME or kind is _OWN else self._add(kind, given)
         if isinstance(out, Tensor):
             out.__dict__[_OPERATOR] = number
         elif out is None:  # __setitem__
@@ -96,6 +102,8 @@ class OperatorTrace(TorchFunctionMode):
 def hand_on(tensor: Tensor, copy: Tensor) -> None:
     """Let a copy that was made unseen count as the tensor that it is a copy of."""
     number = getattr(tensor, _OPERATOR, None)
+    if number is None and not tensor.requires_grad:
+        number = -1  # the copy may require a gradient all the same
     if number is not None:
         setattr(copy, _OPERATOR, number)
 
@@ -105,7 +113,7 @@ def _collect(arguments: Iterable[Any], given: list[int]) -> None:
     for argument in arguments:
         if isinstance(argument, Tensor):
             number = argument.__dict__.get(_OPERATOR)
-            if number is not None:
+            if number is not None and number >= 0:
                 given.append(number)
         elif isinstance(argument, tuple | list):
             _collect(argument, given)
@@ -163,9 +171,10 @@ _NAMED: dict[str, str | _Rule] = {
         ("mul imul rmul multiply", _scaling),
         ("div idiv rdiv truediv itruediv rtruediv divide true_divide", _joining("mul")),
         ("cat concat concatenate stack hstack vstack dstack column_stack setitem where", _joining("cat")),
-        ("view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis t T mT H mH", _SAME),
-        ("flatten unflatten ravel squeeze unsqueeze expand expand_as broadcast_to contiguous clone detach", _SAME),
-        ("alias data to type type_as float double half bfloat16 cpu cuda requires_grad neg positive", _SAME),
+        ("to type_as expand_as view_as reshape_as", _OWN),
+        ("view reshape permute transpose swapaxes swapdims movedim moveaxis t T mT H mH", _SAME),
+        ("flatten unflatten ravel squeeze unsqueeze expand broadcast_to contiguous clone detach", _SAME),
+        ("alias data type float double half bfloat16 cpu cuda requires_grad neg positive", _SAME),
         ("getitem chunk split split_with_sizes tensor_split unbind narrow select index_select gather take", _SAME),
         ("take_along_dim roll flip rot90 repeat repeat_interleave tile unfold fold im2col col2im pad", _SAME),
         ("pixel_shuffle pixel_unshuffle channel_shuffle masked_fill tril triu diagonal", _SAME),

@@ -23,7 +23,6 @@ from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Re
 from optuna_aznas.proxies.features.blocks import has_children, has_weight
 from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece, node_of
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
-from optuna_aznas.proxies.model.forward import call_model
 from optuna_aznas.proxies.model.nested import map_tensors, tensors_in
 
 #: Functions that look up rows of a table, such as embeddings.
@@ -81,7 +80,7 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     given = recorder.as_sources(request.inputs)
     with reporter.running(recorder) as handles:
         recorder.watch(dict(model.named_modules()), handles)
-        output = call_model(model, given)
+        output = reporter.call(given)
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
     if end is None:
