@@ -3,7 +3,8 @@
     make bench-learned
     python -m benchmarks.learned --datasets cifar10 --draws 3 --jobs 16
 
-All 15,625 networks are scored (the table of scores), k random ones are trained (their published validation accuracy is
+All 15,625 networks are scored (the table of scores, of four proxies; with --scores, of the six default ones, as
+``python -m benchmarks.gauntlet --all`` makes it), k random ones are trained (their published validation accuracy is
 known), and all others are ranked. Prints Kendall's tau of that ranking with their accuracies: the mean and the worst
 of some draws of the k networks.
 
@@ -36,7 +37,7 @@ from optuna.distributions import CategoricalDistribution
 from scipy.stats import kendalltau, rankdata
 
 from benchmarks.gauntlet import tables
-from benchmarks.shared_data import DATA, load_scores, macs
+from benchmarks.shared_data import DATA, PROXIES, load_scores, macs
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
 from optuna_aznas.proxies.features.operators import INPUT, OperatorGraph, graph_features
 from optuna_aznas.proxies.registry import DEFAULT
@@ -261,9 +262,9 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="variants of plain aggregation instead")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the score table")
-    parser.add_argument("--scores", type=Path, help="folder of the gauntlet's tables; by default --data has four proxies")
+    parser.add_argument("--scores", type=Path, help="folder of tables of six proxies; by default four of --data")
     arguments = parser.parse_args()
-    print("proxies:", "four, of --data" if arguments.scores is None else f"{', '.join(DEFAULT)}, of {arguments.scores}")
+    print("proxies:", ", ".join(PROXIES if arguments.scores is None else DEFAULT))
     if not (arguments.data / "nb201_score_table.csv.gz").exists():
         parser.exit(1, f"The score table is not there ({arguments.data}).\n")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes

@@ -63,12 +63,15 @@ class LearnedAggregation:
 
         y(i) = rho z(i) + f(i) + noise,    f ~ GP(0, k),
 
-        k = constant + slope on z + linear in ranks + linear in parameters + Matern in ranks
-            + Matern in ranks and parameters + Matern in hyperparameters + Matern in parameters and hyperparameters.
+        k = constant + slope on z + linear in ranks + linear in parameters + linear in the graph + Matern in ranks
+            + Matern in ranks, parameters and the graph + Matern in hyperparameters
+            + Matern in ranks, parameters, the graph and hyperparameters.
 
-    So rho z is the prior mean, and the slope on z, which has a variance of its own, is how far S is trusted: where the
-    trained values contradict S, its posterior mean goes to 0 and below. Every proxy, every kind of parameter and every
-    hyperparameter has a length scale of its own. With fewer than 5 trained values f is 0, and the ranking is that of S.
+    Parameters, hyperparameters and features of the graph (``ProxyScores.graph``) are used where they are given. So
+    rho z is the prior mean, and the slope on z, which has a variance of its own, is how far S is trusted: where the
+    trained values contradict S, its posterior mean goes to 0 and below. Proxy ranks, each kind of parameter, the
+    features of the graph and each hyperparameter have length scales of their own. With fewer than 5 trained values f is
+    0, and the ranking is that of S.
     The kernel's hyperparameters maximise the marginal likelihood times priors that favour a small f, so that the
     ranking departs from the prior mean only where the trained values are evidence for it.
 
@@ -267,7 +270,8 @@ def _architecture_terms(
     if len(inputs) > 1:
         terms.append(Term("matern", (1,), _RANKS))
     if n_inputs > 2:
-        terms.append(Term("linear", inputs[1 : n_inputs - 1], _LINEAR_PARAMETERS_EXPLORING if exploring else _LINEAR_PARAMETERS))
+        of_parameters = inputs[1 : n_inputs - 1]
+        terms.append(Term("linear", of_parameters, _LINEAR_PARAMETERS_EXPLORING if exploring else _LINEAR_PARAMETERS))
     if len(parts) > n_inputs:
         terms.append(Term("linear", (n_inputs,), _LINEAR_GRAPH_EXPLORING if exploring else _LINEAR_GRAPH))
     return np.hstack(blocks), groups, terms

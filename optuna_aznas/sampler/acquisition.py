@@ -61,6 +61,7 @@ class ProposalData:
         candidates: New architectures.
         parameters: Architectures as numbers.
         table: Proxy scores.
+        graph: Features of the networks' graphs; ``None`` where nothing is known of them.
         s: Rank scores.
         values: Trained values, NaN where there is none.
         trained: Positions of the trained trials.
@@ -75,6 +76,7 @@ class ProposalData:
     candidates: list[Candidate]
     parameters: Parameters
     table: _Floats
+    graph: _Floats | None
     s: _Floats
     values: _Floats
     trained: _Positions

@@ -30,8 +30,8 @@ def record(
     trial: BaseTrial, proxy_scores: Mapping[str, float] | Any, *, architecture: Sequence[str] | None = None
 ) -> None:
     """Store a network's proxy scores on a trial, and how they were made: the evaluator's settings, and how blocks were
-    found; and the features of its graph (:attr:`ProxyScores.graph`), where there are any. Trials that were scored with other settings than the study's first are left out of its ranking, with a
-    warning.
+    found. Trials that were scored with other settings than the study's first are left out of its ranking, with a
+    warning. Where the evaluator found features of the network's graph, they are stored, too.
 
     The proxy scores are in the storage when this returns. The parameters suggested before are the architecture; those
     suggested afterwards are hyperparameters. Where hyperparameters have to be suggested first, ``architecture`` names
