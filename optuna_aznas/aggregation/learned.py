@@ -39,8 +39,7 @@ _LINEAR_RANKS = (-4.0, 1.0)  # variance of the linear term in proxy ranks
 _LINEAR_RANKS_EXPLORING = (0.0, 1.0)  # the same, if exploring
 _LINEAR_PARAMETERS = (-4.5, 1.0)  # variance of the linear term in the architecture's parameters
 _LINEAR_PARAMETERS_EXPLORING = (-0.5, 1.0)  # the same, if exploring
-_LINEAR_GRAPH = (-4.5, 1.0)  # variance of the linear term in features of the graph
-_LINEAR_GRAPH_EXPLORING = (-0.5, 1.0)  # the same, if exploring
+_LINEAR_GRAPH = (-4.5, 1.0)  # variance of the linear term in features of the graph, also if exploring
 _RANKS = (-5.0, 1.0)  # variance of the Matern term in proxy ranks
 _ARCHITECTURE = (-3.0, 1.0)  # variance of the Matern term in proxy ranks and parameters
 _HYPERPARAMETERS = (-1.0, 1.5)  # variance of the Matern term in hyperparameters
@@ -273,7 +272,7 @@ def _architecture_terms(
         of_parameters = inputs[1 : n_inputs - 1]
         terms.append(Term("linear", of_parameters, _LINEAR_PARAMETERS_EXPLORING if exploring else _LINEAR_PARAMETERS))
     if len(parts) > n_inputs:
-        terms.append(Term("linear", (n_inputs,), _LINEAR_GRAPH_EXPLORING if exploring else _LINEAR_GRAPH))
+        terms.append(Term("linear", (n_inputs,), _LINEAR_GRAPH))
     return np.hstack(blocks), groups, terms
 
 

@@ -179,9 +179,12 @@ _NAMED: dict[str, str | _Rule] = {
         ("take_along_dim roll flip rot90 repeat repeat_interleave tile unfold fold im2col col2im pad", _SAME),
         ("pixel_shuffle pixel_unshuffle channel_shuffle masked_fill tril triu diagonal", _SAME),
         ("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout", _SAME),
-        ("size untyped_storage dim ndimension numel nelement len stride storage_offset is_floating_point is_contiguous", _CONSTANT),
+        ("size dim ndimension numel nelement len stride storage_offset is_floating_point is_contiguous", _CONSTANT),
         ("is_complex get_device element_size data_ptr item tolist numpy bool int index hash repr format", _CONSTANT),
-        ("zeros_like ones_like empty_like full_like rand_like randn_like randint_like bernoulli", _CONSTANT),
+        (
+            "zeros_like ones_like empty_like full_like rand_like randn_like randint_like bernoulli untyped_storage",
+            _CONSTANT,
+        ),
         ("new_zeros new_ones new_empty new_full new_tensor eq ne lt le gt ge equal isnan isinf isfinite", _CONSTANT),
         ("logical_and logical_or logical_not logical_xor argmax argmin argsort any all allclose", _CONSTANT),
     )
