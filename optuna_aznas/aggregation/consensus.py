@@ -7,11 +7,12 @@ sum of the other proxies' ranks,
 
     w_k = clip(1/2 + (r_k + e) / 0.4, 0, 1),   e = 2 / sqrt(n),
 
-divided by the largest of them. In a large study a proxy counts fully from r = 0.2 on, half where it is unrelated to the
-others, and not at all below -0.2. The standard error of r for an unrelated proxy is 1 / sqrt(n), so a small study leaves
-a proxy its weight until there is evidence against it. That matters in a search: a sampler proposes networks with a high
-S, and among networks that were selected by a sum its terms agree less than among all. In r the others count alike: with
-weights that depend on each other, one of two groups of equal size that disagree would be left out as a whole.
+divided by the largest of them. In a large study a proxy counts fully from r = 0.2 on, half where it is unrelated to
+the others, and not at all below -0.2. The standard error of r for an unrelated proxy is 1 / sqrt(n), so a small study
+leaves a proxy its weight until there is evidence against it. That matters in a search: a sampler proposes networks
+with a high S, and among networks that were selected by a sum its terms agree less than among all. In r the others
+count alike: with weights that depend on each other, one of two groups of equal size that disagree would be left out as
+a whole.
 """
 
 from __future__ import annotations
