@@ -123,7 +123,8 @@ class BlockObserver:
         i, feature, first = len(self._blocks), block.feature, block.channels_first
         has_product = block.gradient is not None and block.cotangent is not None
         macs = block.macs / self._samples
-        self._blocks.append(_Block(block.name, tuple(feature.shape[1:]), macs, block.previous, first, has_product))
+        known = _Block(block.name, tuple(feature.shape[1:]), macs, block.previous, first, has_product)
+        self._blocks.append(known)
         if self._entropy:
             self._decompositions.add(i, _entropy_of_features, position_rows(feature, first))
         if block.gradient is not None and block.cotangent is not None:
@@ -136,6 +137,7 @@ class BlockObserver:
                     f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
                     "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
                 ) from None
+            self._blocks[i] = known._replace(singular_values=min(x.shape[-1] for x in rows))
             same_shape = g.shape == v.shape and rows[0].shape == rows[1].shape
             reduction = self._reduce_same_shape if same_shape else self._reduce_products
             self._decompositions.add(i, reduction, *rows)
@@ -161,7 +163,17 @@ class BlockObserver:
             channels = block.shape[0 if block.channels_first else -1]
             scores.append(
                 BlockScores(
-                    block.name, block.shape, entropies[i], step, sigma, t, block.macs, isometry, rank, channels=channels
+                    block.name,
+                    block.shape,
+                    entropies[i],
+                    step,
+                    sigma,
+                    t,
+                    block.macs,
+                    isometry,
+                    rank,
+                    channels=channels,
+                    singular_values=block.singular_values,
                 )
             )
         return scores
@@ -176,6 +188,7 @@ class _Block(NamedTuple):
     previous: int | None
     channels_first: bool
     has_product: bool
+    singular_values: int = 0
 
 
 # Quantities of a block. The last is 1 where g and v differ anywhere, which they do not where the block is an identity.

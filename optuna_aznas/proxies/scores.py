@@ -32,6 +32,7 @@ class BlockScores:
         jacobian_rank: Entropy of the normalised singular values over the logarithm of their number, from 0 to 1; NaN
             like ``isometry``.
         channels: Channels of the block's output, which are the first or the last entry of ``shape``.
+        singular_values: Number k of singular values of the mean Jacobian; 0 for the stem.
 
     A quantity that no named proxy needs is NaN, or 0 for complexity.
     """
@@ -46,6 +47,7 @@ class BlockScores:
     isometry: float
     jacobian_rank: float
     channels: int = dataclasses.field(kw_only=True)
+    singular_values: int = dataclasses.field(kw_only=True, default=0)
 
 
 class ProxyScores(tuple[float, ...]):
