@@ -30,7 +30,7 @@ _POSITIONS = 8  # positions that each architecture is given in the first round
 _ROUNDS = 4  # further rounds
 _N_BEST = 10  # points that a further round varies
 _CHILDREN = 48  # variations of each, half in the hyperparameters and half in the architecture
-_N_SPREAD = 32  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
+_N_SPREAD = 4  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
 
 _Floats = npt.NDArray[np.float64]
 _Positions = npt.NDArray[np.intp]
