@@ -3,12 +3,14 @@
     make bench-learned
     python -m benchmarks.learned --datasets cifar10 --draws 3 --jobs 16
 
-All 15,625 networks are scored (the table of scores), k random ones are trained (their published validation accuracy is
+All 15,625 networks are scored (the table of scores, of four proxies; with --scores, of the six default ones, as
+``python -m benchmarks.gauntlet --all`` makes it), k random ones are trained (their published validation accuracy is
 known), and all others are ranked. Prints Kendall's tau of that ranking with their accuracies: the mean and the worst
 of some draws of the k networks.
 
 * plain: the non-linear aggregation, S.
-* learned: LearnedAggregation, by scores and parameters; "scores only": without the architecture's parameters.
+* learned: LearnedAggregation, by scores and parameters; "scores only": without the architecture's parameters;
+  "with graph": with features of the networks' graphs; "graph only": with these instead of the parameters.
 * forest: scikit-learn's random forest (500 trees, a third of the features at each split) on what `learned` is given:
   ranks, log-ranks, one-hot operations and how often each occurs, and S.
 * GP: scikit-learn's Gaussian process on the same, standardised, with a Matern-5/2 kernel and noise, by maximum
@@ -34,9 +36,12 @@ import numpy.typing as npt
 from optuna.distributions import CategoricalDistribution
 from scipy.stats import kendalltau, rankdata
 
-from benchmarks.shared_data import DATA, load_scores, macs
+from benchmarks.gauntlet import tables
+from benchmarks.shared_data import DATA, PROXIES, load_scores, macs
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
-from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_arch
+from optuna_aznas.proxies.features.operators import INPUT, OperatorGraph, graph_features
+from optuna_aznas.proxies.registry import DEFAULT
+from optuna_aznas.spaces.nas_bench_201 import EDGES, OPERATIONS, PARAMETERS, from_arch
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 from optuna_aznas.study.encoding import Encoder
 
@@ -46,24 +51,79 @@ Floats = npt.NDArray[np.float64]
 
 
 class Table(NamedTuple):
-    """Scores (n, 4), encoded operations, and features (n, f) for regressors."""
+    """Scores (n, m), encoded operations, features (n, f) for regressors, and features of the graphs (n, g)."""
 
     archs: list[str]
     scores: Floats
     parameters: Parameters
     features: Floats
+    graph: Floats
+
+
+def graph_of(arch: str) -> OperatorGraph:
+    """Return the operators of a NAS-Bench-201 network without building it, as the evaluator finds them."""
+    kinds: list[str] = [INPUT]
+    before: list[tuple[int, ...]] = [()]
+
+    def run(kind: str, *given: int | None) -> int | None:
+        """Add an operator and return its number; ``None`` stands for a result that does not depend on the input."""
+        known = [number for number in given if number is not None]
+        if not known or (kind == "add" and len(known) == 1):
+            return known[0] if known else None
+        kinds.append(kind)
+        before.append(tuple(dict.fromkeys(known)))
+        return len(kinds) - 1
+
+    def chain(x: int | None, *names: str) -> int | None:
+        for name in names:
+            x = run(name, x)
+        return x
+
+    operators = {
+        "nor_conv_3x3": ("activation", "conv_3x3", "norm"),
+        "nor_conv_1x1": ("activation", "conv_1x1", "norm"),
+        "avg_pool_3x3": ("avg_pool",),
+        "skip_connect": (),
+    }
+    edges = dict(zip(EDGES, from_arch(arch), strict=True))
+    x = chain(0, "conv_3x3", "norm")
+    for stage in range(3):
+        if stage:
+            shortcut = chain(x, "avg_pool", "conv_1x1")
+            x = run("add", shortcut, chain(x, *operators["nor_conv_3x3"] * 2))
+        for _ in range(5):
+            nodes: list[int | None] = [x]
+            for j in (1, 2, 3):
+                results = [chain(nodes[i], *operators[edges[i, j]]) for i in range(j) if edges[i, j] != "none"]
+                total = results[0] if results else None
+                for result in results[1:]:
+                    total = run("add", total, result)
+                nodes.append(total)
+            x = nodes[3]
+    x = chain(x, "norm", "activation", "avg_pool", "linear")
+    return OperatorGraph.ending_with(len(kinds) - 1 if x is None else x, kinds, before)
+
+
+def _proxy_scores(data: Path, folder: Path | None) -> dict[str, tuple[float, ...]]:
+    """Return proxy scores by architecture string: the default six of a gauntlet table, or else four."""
+    if folder is None:
+        return {arch: (*three, macs(arch)) for arch, three in load_scores(data, "table").items()}
+    scores = tables.read(tables.path_of(folder, "nb201", 0))
+    columns = [scores.columns.index(name) for name in DEFAULT]
+    return dict(zip(scores.keys, map(tuple, scores.scores[:, columns].tolist()), strict=True))
 
 
 @functools.cache
-def table(data: Path) -> Table:
-    scores = {arch: (*three, macs(arch)) for arch, three in load_scores(data, "table").items()}
+def table(data: Path, folder: Path | None) -> Table:
+    scores = _proxy_scores(data, folder)
     encode = Encoder(dict.fromkeys(PARAMETERS, CategoricalDistribution(OPERATIONS)))
     operations = [dict(zip(PARAMETERS, from_arch(arch), strict=True)) for arch in scores]
     parameters = encode(operations)
     values = np.array(list(scores.values()))
     share = rankdata(values, axis=0) / len(values)
     features = np.hstack([share, np.log(share), parameters.single, parameters.pooled, aggregate(values)[:, np.newaxis]])
-    return Table(list(scores), values, parameters, features[:, np.ptp(features, axis=0) > 0])
+    graph = np.array([list(graph_features(graph_of(arch)).values()) for arch in scores])
+    return Table(list(scores), values, parameters, features[:, np.ptp(features, axis=0) > 0], graph)
 
 
 def plain(data: Table, results: Floats, seed: int) -> Floats:
@@ -72,6 +132,14 @@ def plain(data: Table, results: Floats, seed: int) -> Floats:
 
 def learned(data: Table, results: Floats, seed: int) -> Floats:
     return LearnedAggregation().predict(data.scores, results, data.parameters).mean
+
+
+def learned_with_graph(data: Table, results: Floats, seed: int) -> Floats:
+    return LearnedAggregation().predict(data.scores, results, data.parameters, graph=data.graph).mean
+
+
+def learned_from_scores_and_graph(data: Table, results: Floats, seed: int) -> Floats:
+    return LearnedAggregation().predict(data.scores, results, graph=data.graph).mean
 
 
 def learned_from_scores(data: Table, results: Floats, seed: int) -> Floats:
@@ -106,16 +174,18 @@ def process(data: Table, results: Floats, seed: int) -> Floats:
 METHODS: dict[str, Callable[[Table, Floats, int], Floats]] = {
     "plain": plain,
     "learned": learned,
+    "with graph": learned_with_graph,
+    "graph only": learned_from_scores_and_graph,
     "scores only": learned_from_scores,
     "forest": forest,
     "GP": process,
 }
 
 
-def _job(job: tuple[str, Dataset, int, int, Path]) -> tuple[str, Dataset, int, float, float]:
+def _job(job: tuple[str, Dataset, int, int, Path, Path | None]) -> tuple[str, Dataset, int, float, float]:
     """Return Kendall's tau on the networks that are not trained, and the seconds it took."""
-    name, dataset, k, seed, folder = job
-    data = table(folder)
+    name, dataset, k, seed, *folders = job
+    data = table(*folders)
     accuracy = np.array([load_results(dataset)[arch].accuracy for arch in data.archs])
     trained = np.random.default_rng([seed, k]).permutation(len(accuracy))[:k]
     results = np.full(len(accuracy), np.nan)
@@ -129,12 +199,12 @@ def _job(job: tuple[str, Dataset, int, int, Path]) -> tuple[str, Dataset, int, f
 
 def learning_curves(arguments: argparse.Namespace) -> None:
     jobs = [
-        (name, dataset, k, seed, arguments.data)
+        (name, dataset, k, seed, arguments.data, arguments.scores)
         for k in sorted(arguments.trained, reverse=True)  # the slowest first
         for name in arguments.methods
         for dataset in arguments.datasets
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.draws)
-        if k or name in ("plain", "learned", "scores only")
+        if k or name not in ("forest", "GP")
     ]
     taus: dict[tuple[str, str, int], list[float]] = {}
     seconds: dict[tuple[str, int], list[float]] = {}
@@ -157,10 +227,10 @@ def learning_curves(arguments: argparse.Namespace) -> None:
 
 
 def plain_variants(arguments: argparse.Namespace) -> None:
-    data, rng = table(arguments.data), np.random.default_rng(0)
+    data, rng = table(arguments.data, arguments.scores), np.random.default_rng(0)
     n = len(data.archs)
-    tables = {
-        "four proxies": data.scores,
+    score_tables = {
+        "as they are": data.scores,
         "and a random one": np.hstack([data.scores, rng.normal(size=(n, 1))]),
         "and one of them twice": np.hstack([data.scores, data.scores[:, 2:3]]),
         "and one of them negated": np.hstack([data.scores, -data.scores[:, 2:3]]),
@@ -171,7 +241,7 @@ def plain_variants(arguments: argparse.Namespace) -> None:
         "non-linear": aggregate,
         **{f"floor {f}": functools.partial(aggregate, floor=f) for f in (0.01, 0.03, 0.1, 0.2)},
     }
-    for name, scores in tables.items():
+    for name, scores in score_tables.items():
         print(f"\n{name}: tau with the accuracies of all networks\n{'':12s}" + "".join(f"{d:>12s}" for d in DATASETS))
         for variant, function in variants.items():
             s = function(scores)
@@ -192,7 +262,9 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="variants of plain aggregation instead")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the score table")
+    parser.add_argument("--scores", type=Path, help="folder of tables of six proxies; by default four of --data")
     arguments = parser.parse_args()
+    print("proxies:", ", ".join(PROXIES if arguments.scores is None else DEFAULT))
     if not (arguments.data / "nb201_score_table.csv.gz").exists():
         parser.exit(1, f"The score table is not there ({arguments.data}).\n")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes

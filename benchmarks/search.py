@@ -3,11 +3,12 @@
     make bench-search
     python -m benchmarks.search --samplers AZNAS Random --seeds 40
     python -m benchmarks.search --space macro
-    python -m benchmarks.search --tables gauntlet  # the default proxies, after python -m benchmarks.gauntlet --all
+    python -m benchmarks.gauntlet --all --spaces nb201 macro  # then it reads the default proxies
 
 The pick of a search is the trial that ranks first by S among the trials of its own study. Prints its mean place (1 is
-the best) among all architectures after so many trials, over several seeds: ranked by S, and by trained value. Without
-``--tables`` the proxies are the paper's four, read from the reference data.
+the best) among all architectures after so many trials, over several seeds: ranked by S, and by trained value. The
+proxies are the default's where the gauntlet's tables (``--tables``) hold all networks, and otherwise the paper's four,
+read from the reference data.
 """
 
 from __future__ import annotations
@@ -137,13 +138,19 @@ def main() -> None:
     parser.add_argument("--trials", type=int, choices=CHECKPOINTS, default=CHECKPOINTS[-1])
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the reference data")
-    parser.add_argument("--tables", type=Path, help="folder of the gauntlet's tables, for the default proxies")
+    parser.add_argument("--tables", type=Path, default=Path("gauntlet"), help="folder of the gauntlet's tables")
     arguments = parser.parse_args()
     source = Source(arguments.space, arguments.data, arguments.tables)
     try:
         known = table(source)
+        print("The default proxies, from the gauntlet's table:")
     except (OSError, ValueError) as error:
-        parser.exit(1, f"The score table is not there: {error}\n")
+        print(f"The paper's four proxies, as the gauntlet has no table of all networks ({error}):")
+        source = dataclasses.replace(source, tables=None)
+        try:
+            known = table(source)
+        except (OSError, ValueError) as missing:
+            parser.exit(1, f"The score table is not there: {missing}\n")
     jobs = [(source, name, seed, arguments.trials) for name in arguments.samplers for seed in range(arguments.seeds)]
     results: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in arguments.samplers}
     seconds: dict[str, list[float]] = {name: [] for name in arguments.samplers}

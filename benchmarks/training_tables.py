@@ -11,7 +11,8 @@
 
 A numerical parameter of HPOLib and HPOBench is suggested as its position in the table's grid, which is logarithmic.
 
-Proxy scores of NAS-Bench-201 and NAS-Bench-Macro are looked up in ../shared/data (four proxies). Those of the other
+Proxy scores of NAS-Bench-201 and NAS-Bench-Macro are the evaluator's defaults, looked up in the gauntlet's tables where
+a folder of them is given (:mod:`benchmarks.gauntlet`), and four proxies of ../shared/data otherwise. Those of the other
 networks are the evaluator's defaults on the real network, with the data set's number of features; they are computed
 once and kept in a file outside the repository.
 """
@@ -34,8 +35,9 @@ import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from benchmarks.gauntlet import spaces
+from benchmarks.gauntlet import spaces, tables
 from benchmarks.shared_data import DATA, PROXIES, load_scores, macs, read_table
+from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.spaces import nas_bench_201
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 
@@ -109,16 +111,21 @@ class TrainingTable:
 
 
 @functools.cache
-def load(name: str, data: Path = DATA) -> TrainingTable:
+def load(name: str, data: Path = DATA, scores: Path | None = None) -> TrainingTable:
     """Return a table by its name.
+
+    Args:
+        name: The table.
+        data: Folder of the reference data.
+        scores: Folder of the gauntlet's tables of proxy scores.
 
     Raises:
         ValueError: There is no such table.
     """
     if name.startswith("nb201_"):
-        return _nas_bench_201(name, data)
+        return _nas_bench_201(name, data, scores)
     if name == "macro":
-        return _macro(data)
+        return _macro(data, scores)
     if name in JOINT_TABLES:
         return _joint(name)
     raise ValueError(f"name must be one of {(*ACCURACY_TABLES, *JOINT_TABLES)}; got {name!r}.")
@@ -131,32 +138,38 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
     return trial.suggest_int(name, distribution.low, distribution.high)
 
 
-def _nas_bench_201(name: str, data: Path) -> TrainingTable:
+def _nas_bench_201(name: str, data: Path, scores: Path | None) -> TrainingTable:
     dataset: Dataset = name.removeprefix("nb201_")  # type: ignore[assignment]
     results = load_results(dataset)
     rows = {arch: i for i, arch in enumerate(results)}
-    scores = load_scores(data, "table")
+    if scores is None:
+        by_arch = {
+            arch: dict(zip(PROXIES, (*three, macs(arch)), strict=True))
+            for arch, three in load_scores(data, "table").items()
+        }
+    else:
+        by_arch = _default_scores(scores, "nb201")
 
     def arch_of(params: Params) -> str:
         return nas_bench_201.to_arch(nas_bench_201.from_params(params))
-
-    def proxy_scores(params: Params) -> dict[str, float]:
-        arch = arch_of(params)
-        return dict(zip(PROXIES, (*scores[arch], macs(arch)), strict=True))
 
     return TrainingTable(
         name=name,
         architecture=dict.fromkeys(nas_bench_201.PARAMETERS, CategoricalDistribution(nas_bench_201.OPERATIONS)),
         hyperparameters={},
-        proxy_scores=proxy_scores,
+        proxy_scores=lambda params: by_arch[arch_of(params)],
         row=lambda params: rows[arch_of(params)],
         trainings=np.array([[result.accuracy] for result in results.values()]),
     )
 
 
-def _macro(data: Path) -> TrainingTable:
+def _macro(data: Path, scores: Path | None) -> TrainingTable:
     accuracies = read_table(data / "nas_bench_macro.csv.gz", ["accuracy"])
-    scores = read_table(data / "nas_bench_macro_scores.csv.gz", PROXIES)
+    if scores is None:
+        four = read_table(data / "nas_bench_macro_scores.csv.gz", PROXIES)
+        by_arch = {arch: dict(zip(PROXIES, row, strict=True)) for arch, row in four.items()}
+    else:
+        by_arch = _default_scores(scores, "macro")
     rows = {arch: i for i, arch in enumerate(accuracies)}
 
     def arch_of(params: Params) -> str:
@@ -166,10 +179,17 @@ def _macro(data: Path) -> TrainingTable:
         name="macro",
         architecture={f"layer{i}": CategoricalDistribution(("0", "1", "2")) for i in range(8)},
         hyperparameters={},
-        proxy_scores=lambda params: dict(zip(PROXIES, scores[arch_of(params)], strict=True)),
+        proxy_scores=lambda params: by_arch[arch_of(params)],
         row=lambda params: rows[arch_of(params)],
         trainings=np.array(list(accuracies.values())),
     )
+
+
+def _default_scores(folder: Path, space: str) -> dict[str, dict[str, float]]:
+    """Return the default proxies' scores of a space's networks, by key, from the gauntlet's table of seed 0."""
+    table = tables.read(tables.path_of(folder, space, 0))
+    columns = [table.column(name).tolist() for name in DEFAULT]
+    return {key: dict(zip(DEFAULT, row, strict=True)) for key, *row in zip(table.keys, *columns, strict=True)}
 
 
 def _joint(name: str) -> TrainingTable:

@@ -157,15 +157,19 @@ class Settings(NamedTuple):
     Attributes:
         noise: Whether a trial's value is one training, drawn at random, rather than the mean.
         workers: Number of trials that run at the same time.
+        data: Folder of the reference data.
+        scores: Folder of the gauntlet's tables of proxy scores.
     """
 
     noise: bool
     workers: int
+    data: Path
+    scores: Path | None
 
 
-def run(method: str, name: str, seed: int, settings: Settings, data: Path) -> Search:
+def run(method: str, name: str, seed: int, settings: Settings) -> Search:
     """Search one table by one method."""
-    table = altered(training_tables.load(name, data), method, seed)
+    table = altered(training_tables.load(name, settings.data, settings.scores), method, seed)
     rng = np.random.default_rng([seed, 1])
     study = optuna.create_study(direction="maximize", sampler=METHODS[method](table, seed))
     rows: list[int] = []
@@ -185,10 +189,10 @@ def run(method: str, name: str, seed: int, settings: Settings, data: Path) -> Se
     return Search(rows, values, time.perf_counter() - start)
 
 
-def _kept(method: str, name: str, seed: int, settings: Settings, data: Path) -> Search:
+def _kept(method: str, name: str, seed: int, settings: Settings) -> Search:
     """Return a search; one of another method than ours is read from the cache, if it is there."""
     if method.startswith("AZNAS"):
-        return run(method, name, seed, settings, data)
+        return run(method, name, seed, settings)
     path = (
         CACHE
         / "searches"
@@ -198,7 +202,7 @@ def _kept(method: str, name: str, seed: int, settings: Settings, data: Path) -> 
     )
     if path.exists():
         return Search(*json.loads(path.read_text()))
-    search = run(method, name, seed, settings, data)
+    search = run(method, name, seed, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(search))
@@ -206,7 +210,7 @@ def _kept(method: str, name: str, seed: int, settings: Settings, data: Path) -> 
     return search
 
 
-def _job(job: tuple[str, str, int, Settings, Path]) -> tuple[str, str, Search]:
+def _job(job: tuple[str, str, int, Settings]) -> tuple[str, str, Search]:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if job[0] == "GP":
@@ -264,15 +268,13 @@ def main() -> None:
     parser.add_argument("--noise", action="store_true", help="a trial's value is one training, not the mean")
     parser.add_argument("--workers", type=int, default=1, help="trials that run at the same time")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the tables of proxy scores")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the reference data")
+    parser.add_argument("--scores", type=Path, help="folder of the gauntlet's tables: six proxies instead of four")
     arguments = parser.parse_args()
-    settings = Settings(arguments.noise, arguments.workers)
+    settings = Settings(arguments.noise, arguments.workers, arguments.data, arguments.scores)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [
-        (method, name, seed, settings, arguments.data)
-        for seed in seeds
-        for name in arguments.tables
-        for method in arguments.methods
+        (method, name, seed, settings) for seed in seeds for name in arguments.tables for method in arguments.methods
     ]
     searches: dict[tuple[str, str], list[Search]] = {(m, n): [] for m in arguments.methods for n in arguments.tables}
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:

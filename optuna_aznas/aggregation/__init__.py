@@ -2,7 +2,9 @@
 
 from optuna_aznas.aggregation.consensus import consensus_weights
 from optuna_aznas.aggregation.importance import ProxyImportance
-from optuna_aznas.aggregation.learned import LearnedAggregation, Parameters, Prediction
+from optuna_aznas.aggregation.learned import LearnedAggregation
+from optuna_aznas.aggregation.networks import Parameters
+from optuna_aznas.aggregation.posterior import Prediction
 from optuna_aznas.aggregation.rank import aggregate, aggregate_aznas
 
 __all__ = [

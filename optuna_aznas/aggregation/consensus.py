@@ -3,14 +3,16 @@
 On most spaces most proxies rank better than chance, so a proxy that runs against the others ranks worse than chance.
 One that is unrelated to the others may tell something new or nothing at all: the layers' spectra of multi-layer
 perceptrons that differ in width are hardly more than noise. With r_k the correlation of the ranks of proxy k with the
-sum of the other proxies' log ranks,
+sum of the other proxies' ranks,
 
-    w_k = clip(1/2 + r_k / (2 h), 0, 1),   h = 0.1 + 1 / sqrt(n),
+    w_k = clip(1/2 + (r_k + e) / 0.4, 0, 1),   e = 2 / sqrt(n),
 
-divided by the largest of them. A proxy counts fully from r = h on, half where it is unrelated to the others, and not at
-all below -h. The second term of h is the standard error of r for an unrelated proxy, so that chance decides less in a
-small study. In r the others count alike: with weights that depend on each other, one of two groups of equal size that
-disagree would be left out as a whole.
+divided by the largest of them. In a large study a proxy counts fully from r = 0.2 on, half where it is unrelated to
+the others, and not at all below -0.2. The standard error of r for an unrelated proxy is 1 / sqrt(n), so a small study
+leaves a proxy its weight until there is evidence against it. That matters in a search: a sampler proposes networks
+with a high S, and among networks that were selected by a sum its terms agree less than among all. In r the others
+count alike: with weights that depend on each other, one of two groups of equal size that disagree would be left out as
+a whole.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from optuna_aznas.aggregation.table import as_table
 
 _Floats = npt.NDArray[np.float64]
 
-_FULL = 0.1  # correlation with the others from which a proxy counts fully, in a large study
+_FULL = 0.2  # correlation with the others from which a proxy counts fully, in a large study
+_DOUBT = 2.0  # standard errors by which a correlation may be higher than it is seen
 _FEWEST = 10  # networks below which all proxies count alike
 
 
@@ -55,12 +58,12 @@ def weights_of_ranks(ranks: _Floats) -> _Floats:
     n, m = ranks.shape
     if n < _FEWEST or m < 3:
         return np.ones(m)
-    logs = np.log(ranks)
-    centred, others = (x - x.mean(axis=0) for x in (ranks, logs.sum(axis=1, keepdims=True) - logs))
+    centred = ranks - (n + 1) / 2
+    others = centred.sum(axis=1, keepdims=True) - centred
     scale = np.sqrt((centred**2).sum(axis=0) * (others**2).sum(axis=0))
     # A proxy that is the same for all networks, or the only one that is not, contradicts nothing.
     r = np.divide((centred * others).sum(axis=0), scale, out=np.ones(m), where=scale > 1e-9 * n)
-    weights = np.clip(0.5 + r / (2.0 * (_FULL + 1.0 / np.sqrt(n))), 0.0, 1.0)
+    weights = np.clip(0.5 + (r + _DOUBT / np.sqrt(n)) / (2.0 * _FULL), 0.0, 1.0)
     largest = weights.max()
     return np.round(weights / largest, 6) if largest > 0 else np.ones(m)  # the last bits depend on the order
 

@@ -37,7 +37,7 @@ _WHAT = {
     "entropy_retention": "entropy that the features lose from block to block, in total (nats); 0 if they lose none",
     "trainability": "how close the largest singular value of each block's Jacobian is to 1; at most 0",
     "isometry": "how close all singular values of the blocks' Jacobians are to 1; at most 0",
-    "jacobian_rank": "effective rank of the blocks' Jacobians, from 0 to 1",
+    "jacobian_rank": "effective rank of the blocks' Jacobians",
     "activations": "number of values that the blocks put out",
     "complexity": "multiply-accumulates of one forward pass",
 }

@@ -131,8 +131,9 @@ class BlockObserver:
         i, feature, first = len(self._blocks), block.feature, block.channels_first
         has_product = block.gradient is not None and block.cotangent is not None
         macs = block.macs / self._samples
-        self._blocks.append(_Block(block.name, tuple(feature.shape[1:]), macs, block.previous, first, has_product))
-        if self._wait and self._blocks[i].channels != self._blocks[0].channels:
+        known = _Block(block.name, tuple(feature.shape[1:]), macs, block.previous, first, has_product)
+        self._blocks.append(known)
+        if self._wait and known.channels != self._blocks[0].channels:
             self._wait = False
             self._decompositions.postponed.clear()
         if Needs.ENTROPIES in self._needs:
@@ -147,6 +148,7 @@ class BlockObserver:
                     f"Block {block.name!r} turns a feature of shape {tuple(g.shape)} into {tuple(v.shape)}: {error} "
                     "Choose other blocks with ProxyEvaluator(blocks=[...]), or leave out trainability."
                 ) from None
+            self._blocks[i] = known._replace(singular_values=min(x.shape[-1] for x in rows))
             same_shape = g.shape == v.shape and rows[0].shape == rows[1].shape
             self._decompositions.add(i, self._reduction(rows[1], same_shape=same_shape), *rows)
         self._decompositions.reduce_if_due(feature.device)
@@ -189,6 +191,7 @@ class BlockObserver:
                     isometry,
                     rank,
                     channels=block.channels,
+                    singular_values=block.singular_values,
                 )
             )
         return scores
@@ -203,6 +206,7 @@ class _Block(NamedTuple):
     previous: int | None
     channels_first: bool
     has_product: bool
+    singular_values: int = 0
 
     @property
     def channels(self) -> int:

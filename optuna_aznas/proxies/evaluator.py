@@ -16,20 +16,21 @@ from optuna_aznas.proxies.context import Jacobian, ScoringContext, Seeds
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.feature_pass import run_features
 from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, plan_blocks
+from optuna_aznas.proxies.features.operators import graph_features
 from optuna_aznas.proxies.loss_pass import LossPass
 from optuna_aznas.proxies.many import Scoring, outcomes_of
 from optuna_aznas.proxies.model.draws import DrawsInCheckpointError
 from optuna_aznas.proxies.model.forward import internal_error, is_out_of_memory, out_of_memory
 from optuna_aznas.proxies.model.isolation import Substitute, check_replaceable, scoring_mode
 from optuna_aznas.proxies.model.nested import map_tensors
-from optuna_aznas.proxies.model.weights import is_transformer, substitute_state
+from optuna_aznas.proxies.model.weights import is_transformer, substitute_state, suits_channels_last
 from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 from optuna_aznas.proxies.registry import DEFAULT, REGISTRY
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 from optuna_aznas.proxies.settings import fingerprint, settings_of
 
-#: Proxy scores by name, those of the blocks, and how the blocks were chosen.
-_Outcome: TypeAlias = tuple[dict[str, float], Sequence[BlockScores], str]
+#: Proxy scores by name, those of the blocks, how the blocks were chosen, and features of the graph.
+_Outcome: TypeAlias = tuple[dict[str, float], Sequence[BlockScores], str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +192,14 @@ class ProxyEvaluator:
         subject = _Subject(model, modules, plan, is_transformer(modules.values()))
         outcomes = [self._score_repeat(subject, Seeds(self.seed, repeat)) for repeat in range(self.repeats)]
         values = [sum(scores[name] for scores, *_ in outcomes) / self.repeats for name in self.proxies]
-        _, blocks, source = outcomes[0]
+        _, blocks, source, graph = outcomes[0]
         seconds = time.perf_counter() - start
         return ProxyScores(
             values,
             names=self.proxies,
             blocks=blocks,
             block_source=source,
+            graph=graph,
             seconds=seconds,
             settings=self.settings,
         )
@@ -312,13 +314,13 @@ class ProxyEvaluator:
             subject: The model.
             seeds: The random streams.
             streamlined: Keep images and kernels with their channels last in memory, where that is faster
-                (:func:`_suits_channels_last`), and leave out the running statistics of batch normalisation. A model may
+                (:func:`suits_channels_last`), and leave out the running statistics of batch normalisation. A model may
                 object to either: with ``view`` on features, or by reading the statistics itself.
             shared_draws: As ``shared`` of :func:`~optuna_aznas.proxies.model.draws.seeded_draws`.
         """
         model, modules, training = subject.model, subject.modules, not subject.transformer
         seed = seeds.of("modes")
-        channels_last = streamlined and _suits_channels_last(modules.values(), self.device)
+        channels_last = streamlined and suits_channels_last(modules.values(), self.device)
         with scoring_mode(
             modules.values(), training=training, seed=seed, device=self.device, shared_draws=shared_draws
         ):
@@ -342,18 +344,20 @@ class ProxyEvaluator:
         scores: dict[str, float] = {}
         blocks: Sequence[BlockScores] = ()
         source = ""
+        graph: dict[str, float] = {}
         if plan is not None:
             of_features = self._named(Stage.FEATURES)
             seen = run_features(context, plan, of_features, _needs(of_features), last_try=last_try)
             scores |= {proxy.name: proxy.score(seen) for proxy in of_features}
             blocks, source = seen.blocks, seen.block_source
+            graph = {} if seen.report.graph is None else graph_features(seen.report.graph)
         of_loss = self._named(Stage.LOSS)
         if of_loss:
             observers = {proxy.name: proxy.observer(context) for proxy in of_loss if proxy.observer is not None}
             loss = LossPass(context, _needs(of_loss), observers)
             scores |= {proxy.name: proxy.score(loss) for proxy in of_loss}
         scores |= {proxy.name: proxy.score(context) for proxy in self._named(Stage.MODEL)}
-        return scores, blocks, source
+        return scores, blocks, source, graph
 
     def _generator(self, seeds: Seeds, purpose: str) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seeds.of(purpose))
@@ -380,15 +384,6 @@ class ProxyEvaluator:
             ),
             self.inputs,
         )
-
-
-def _suits_channels_last(modules: Iterable[nn.Module], device: torch.device) -> bool:
-    """Whether a model of these modules runs faster where the channels of images are last in memory.
-
-    On a CPU pooling and normalisation take a third of the time so. On a GPU, cuDNN compiles kernels for convolutions in
-    groups in this layout when they first run, which takes seconds for a network with depthwise convolutions.
-    """
-    return device.type == "cpu" or not any(getattr(module, "groups", 1) != 1 for module in modules)
 
 
 def _needs(proxies: Sequence[Proxy]) -> Needs:

@@ -162,7 +162,7 @@ def _run(attempt: _Attempt, context: ScoringContext, proxies: Sequence[Proxy], n
     draw: Callable[[Tensor], Tensor] | None = None
     if Needs.PRODUCTS in needs:
         draw = random_signs(context.generator("cotangents"))
-    request = PassRequest(context.model, context.state, context.batch, observe, draw, Needs.MACS in needs)
+    request = PassRequest(context.model, context.state, context.batch, observe, draw, Needs.MACS in needs, trace=True)
     with ExitStack() as stack:
         for observer in observers.values():
             stack.enter_context(observer.surround())

@@ -7,7 +7,10 @@ singular values of a block's G:
 
 * Isometry is minus the mean over the blocks of ``mean_i |log max(sigma_i, 0.001)|``: 0 where all are 1.
 * Jacobian rank is the mean over the blocks of ``-sum_i p_i log p_i / log k``, where ``p_i = sigma_i / sum_j sigma_j``:
-  the logarithm of the effective rank (Roy and Vetterli, EUSIPCO 2007) over that of the full rank, from 0 to 1.
+  the logarithm of the effective rank (Roy and Vetterli, EUSIPCO 2007) over that of the full rank, from 0 to 1. Where
+  all features are vectors it is the mean of ``-sum_i p_i log p_i``, in nats. A layer of a perceptron is a random
+  matrix: divided by log k its entropy is hardly more than a function of the matrix's aspect ratio, and what tells two
+  layers apart is k itself.
 
 As in trainability, a block that returns its input is -inf in a CNN: it keeps every gradient and computes nothing. The
 decompositions are those of trainability, so both cost nothing beside it. Blocks with too few positions for an estimate
@@ -30,8 +33,16 @@ def isometry(blocks: Sequence[BlockScores]) -> float:
 
 
 def jacobian_rank(blocks: Sequence[BlockScores]) -> float:
-    """Return the mean of the blocks' Jacobian ranks, from 0 to 1; 0 and NaN as in :func:`isometry`."""
-    return _mean(blocks, [block.jacobian_rank for block in blocks])
+    """Return the mean of the blocks' Jacobian ranks, from 0 to 1, or in nats where all features are vectors.
+
+    0 and NaN as in :func:`isometry`.
+    """
+    in_nats = all(len(block.shape) == 1 for block in blocks)
+    return _mean(blocks, [block.jacobian_rank * (_log_full_rank(block) if in_nats else 1.0) for block in blocks])
+
+
+def _log_full_rank(block: BlockScores) -> float:
+    return math.log(max(block.singular_values, 1))
 
 
 def _mean(blocks: Sequence[BlockScores], values: Sequence[float]) -> float:

@@ -34,6 +34,7 @@ class BlockScores:
         jacobian_rank: Entropy of the normalised singular values over the logarithm of their number, from 0 to 1; NaN
             like ``isometry``.
         channels: Channels of the block's output, which are the first or the last entry of ``shape``.
+        singular_values: Number k of singular values of the mean Jacobian; 0 for the stem.
 
     A quantity that no named proxy needs is NaN, or 0 for complexity.
     """
@@ -48,6 +49,7 @@ class BlockScores:
     isometry: float
     jacobian_rank: float
     channels: int = dataclasses.field(kw_only=True)
+    singular_values: int = dataclasses.field(kw_only=True, default=0)
 
 
 class ProxyScores(tuple[float, ...]):
@@ -61,6 +63,9 @@ class ProxyScores(tuple[float, ...]):
             (of the first repeat, where there are several).
         seconds: Wall-clock time of the evaluation, in seconds.
         block_source: How the blocks were chosen, in words; empty where no named proxy looks at blocks.
+        graph: How often each kind of operator occurs in the model, the shortest and the longest path through each, and
+            degrees: see :func:`~optuna_aznas.proxies.features.operators.graph_features`. Empty where no named proxy
+            looks at blocks.
         settings: What of the evaluator changes scores, as plain JSON; empty for scores that no evaluator has made.
         fingerprint: Twelve digits that stand for the settings. Scores compare only where it is the same.
 
@@ -76,6 +81,7 @@ class ProxyScores(tuple[float, ...]):
     blocks: tuple[BlockScores, ...]
     seconds: float
     block_source: str
+    graph: Mapping[str, float]
     settings: Mapping[str, Any]
 
     def __new__(
@@ -86,6 +92,7 @@ class ProxyScores(tuple[float, ...]):
         blocks: Iterable[BlockScores] = (),
         seconds: float = math.nan,
         block_source: str = "",
+        graph: Mapping[str, float] = MappingProxyType({}),
         settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> ProxyScores:
         scores = super().__new__(cls, (-math.inf if math.isnan(value) else float(value) for value in values))
@@ -95,6 +102,7 @@ class ProxyScores(tuple[float, ...]):
         scores.blocks = tuple(blocks)
         scores.seconds = seconds
         scores.block_source = block_source
+        scores.graph = dict(graph)
         scores.settings = dict(settings)
         return scores
 
@@ -118,7 +126,7 @@ class ProxyScores(tuple[float, ...]):
         return html_table(self.names, [[plain_number(value) for value in self]])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        attributes = ("names", "blocks", "seconds", "block_source", "settings")
+        attributes = ("names", "blocks", "seconds", "block_source", "graph", "settings")
         return _restore_scores, (tuple(self), {name: getattr(self, name) for name in attributes})
 
 

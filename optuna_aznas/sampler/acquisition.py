@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import erfcx, ndtr
 
 from optuna_aznas.aggregation import Parameters
-from optuna_aznas.aggregation.learned import Posterior
+from optuna_aznas.aggregation.posterior import Posterior
 from optuna_aznas.sampler.candidates import Candidate, Key
 from optuna_aznas.sampler.strategy import Params
 from optuna_aznas.sampler.view import StudyView
@@ -30,7 +30,7 @@ _POSITIONS = 8  # positions that each architecture is given in the first round
 _ROUNDS = 4  # further rounds
 _N_BEST = 10  # points that a further round varies
 _CHILDREN = 48  # variations of each, half in the hyperparameters and half in the architecture
-_N_SPREAD = 32  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
+_N_SPREAD = 4  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
 
 _Floats = npt.NDArray[np.float64]
 _Positions = npt.NDArray[np.intp]
@@ -61,6 +61,7 @@ class ProposalData:
         candidates: New architectures.
         parameters: Architectures as numbers.
         table: Proxy scores.
+        graph: Features of the networks' graphs; ``None`` where nothing is known of them.
         s: Rank scores.
         values: Trained values, NaN where there is none.
         trained: Positions of the trained trials.
@@ -75,6 +76,7 @@ class ProposalData:
     candidates: list[Candidate]
     parameters: Parameters
     table: _Floats
+    graph: _Floats | None
     s: _Floats
     values: _Floats
     trained: _Positions

@@ -19,16 +19,19 @@ from optuna.trial import FrozenTrial
 
 from optuna_aznas._arguments import check_callable, check_count
 from optuna_aznas.aggregation import LearnedAggregation, Parameters
-from optuna_aznas.aggregation.learned import Posterior, complete_scores
+from optuna_aznas.aggregation.estimation import complete_scores
+from optuna_aznas.aggregation.networks import Networks
+from optuna_aznas.aggregation.posterior import Posterior
 from optuna_aznas.sampler.acquisition import ProposalData, maximise, spread
 from optuna_aznas.sampler.admission import Admission
-from optuna_aznas.sampler.candidates import Candidate, CheckedScorer, Key
+from optuna_aznas.sampler.candidates import Candidate, CandidateScores, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
 from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.attributes import architecture_params, is_feasible, recorded_architecture, recorded_scores
 from optuna_aznas.study.encoding import Encoder, HyperparameterSpace, hyperparameter_space, trained_values
+from optuna_aznas.study.graph import graph_columns, recorded_graph
 from optuna_aznas.study.per_study import PerStudy
 from optuna_aznas.study.values import Description, same_distribution
 
@@ -113,6 +116,7 @@ class BayesianOptimisation:
         running = _running(view, hyperparameters)
         parameters = cache.encode(trials, [*running, *candidates], view.space)
         table = self._table(view, running, candidates, parameters)
+        graph = _graph(cache.graphs(trials), [*running, *candidates], parameters)
         values = np.full(len(table), np.nan)
         values[: len(trials)] = trained_values(trials, view.study.direction)
         trained = np.flatnonzero(~np.isnan(values))
@@ -129,6 +133,7 @@ class BayesianOptimisation:
             candidates=candidates,
             parameters=parameters,
             table=table,
+            graph=graph,
             s=view.history.aggregate(table),
             values=values,
             trained=trained,
@@ -180,7 +185,7 @@ class BayesianOptimisation:
         scores = {key: new[key] if key in new else cache.proxy_scores[key] for key in candidates}
         cache.keep(new)
         return {
-            key: candidate._replace(proxy_scores=of_candidate)
+            key: candidate._replace(proxy_scores=of_candidate.proxy_scores, graph=of_candidate.graph)
             for key, candidate in candidates.items()
             if (of_candidate := scores[key]) is not None
         }
@@ -205,13 +210,8 @@ class BayesianOptimisation:
 
         Before ``n_startup_trainings`` the order is that of S, with the first places at random.
         """
-        posterior = cache.model.condition(
-            data.table,
-            data.values,
-            data.parameters,
-            data.hyperparameters.columns(data.positions),
-            prior=data.s,
-        )
+        how = data.hyperparameters.columns(data.positions)
+        posterior = cache.model.condition(Networks(data.table, data.values, data.parameters, how, data.s, data.graph))
         cache.parents = _best_architectures(data, posterior)
         first = data.n_trials + len(data.running)
         new = np.arange(first, first + len(data.candidates))
@@ -224,6 +224,19 @@ class BayesianOptimisation:
             rows = data.n_trials + np.arange(len(data.running))
             posterior.assume_mean(rows, data.hyperparameters.columns(data.positions[rows]).values)
         return maximise(data, posterior, new, self._variation.rng)
+
+
+def _graph(of_trials: list[dict[str, float]], others: list[Candidate], parameters: Parameters) -> _Floats | None:
+    """Return features of the graphs of all trials and other candidates; those not known are estimates.
+
+    ``None`` where nothing is known of the graphs, or all that are known are equal.
+    """
+    columns = graph_columns([*of_trials, *(candidate.graph for candidate in others)])
+    if columns is None:
+        return None
+    is_known = ~np.isnan(columns[:, 0])
+    varied = columns[:, np.ptp(columns[is_known], axis=0) > 0.0]
+    return complete_scores(varied, is_known, parameters) if varied.shape[1] else None
 
 
 def _hyperparameters(view: StudyView) -> Space:
@@ -243,7 +256,7 @@ def _running(view: StudyView, hyperparameters: HyperparameterSpace) -> list[Cand
         if is_known and all(name in trial.params for name in hyperparameters.space):
             present = architecture_params(trial)
             key = frozenset(view.describe(present).items())
-            found.append(Candidate(dict(trial.params), present, scores or {}, key))
+            found.append(Candidate(dict(trial.params), present, scores or {}, key, recorded_graph(trial)))
     return found
 
 
@@ -259,17 +272,25 @@ class _Cache:
     def __init__(self) -> None:
         self.model = LearnedAggregation(exploring=True, prior_correlation=_PRIOR_CORRELATION)
         self.parents: list[Architecture] = []
-        self.proxy_scores: dict[Key, dict[str, float] | None] = {}
+        self.proxy_scores: dict[Key, CandidateScores | None] = {}
         self._space: Space = {}
         self._encoder = Encoder({})
         self._rows: dict[object, _Floats] = {}  # encoded architectures by trial number or candidate key
+        self._graphs: dict[int, dict[str, float]] = {}  # features of graphs by trial number
         self._conditions, self._conditions_from = ConditionalParameters([]), 0
 
-    def keep(self, proxy_scores: Mapping[Key, dict[str, float] | None]) -> None:
+    def keep(self, proxy_scores: Mapping[Key, CandidateScores | None]) -> None:
         """Keep candidates' proxy scores; the oldest ones make room."""
         self.proxy_scores |= proxy_scores
         while len(self.proxy_scores) > _MAX_KEPT_SCORES:
             del self.proxy_scores[next(iter(self.proxy_scores))]
+
+    def graphs(self, trials: list[FrozenTrial]) -> list[dict[str, float]]:
+        """Return the features of trials' graphs; each is read once."""
+        for trial in trials:
+            if trial.number not in self._graphs:
+                self._graphs[trial.number] = recorded_graph(trial)
+        return [self._graphs[trial.number] for trial in trials]
 
     def conditional_parameters(self, trials: list[FrozenTrial]) -> ConditionalParameters:
         """Return the rules of conditional parameters, inferred from recent trials."""

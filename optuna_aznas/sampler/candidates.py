@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from optuna_aznas._warnings import WarnOnce
 from optuna_aznas.study.attributes import as_numbers
+from optuna_aznas.study.graph import graph_of
 
 #: A function from a candidate's parameters to whether it may be proposed.
 CandidateFilter = Callable[[dict[str, Any]], bool]
@@ -23,12 +25,26 @@ class Candidate(NamedTuple):
         present: Those of them that the architecture itself has, as far as that is known.
         proxy_scores: Its proxy scores by proxy name; empty where there is no candidate_scorer.
         key: Identifies the architecture.
+        graph: Features of its own graph by name; empty where they are not known.
     """
 
     params: dict[str, Any]
     present: dict[str, Any]
     proxy_scores: dict[str, float]
     key: Key
+    graph: Mapping[str, float] = MappingProxyType({})
+
+
+class CandidateScores(NamedTuple):
+    """What a user's ``candidate_scorer`` returned for a candidate.
+
+    Attributes:
+        proxy_scores: Proxy scores by proxy name.
+        graph: Features of its own graph by name; empty where it returned none.
+    """
+
+    proxy_scores: dict[str, float]
+    graph: dict[str, float]
 
 
 class CheckedScorer:
@@ -44,9 +60,7 @@ class CheckedScorer:
         self._candidate_scorer = candidate_scorer
         self._warn_once = WarnOnce()
 
-    def __call__(
-        self, candidates: Sequence[Mapping[str, Any]], names: tuple[str, ...]
-    ) -> list[dict[str, float] | None]:
+    def __call__(self, candidates: Sequence[Mapping[str, Any]], names: tuple[str, ...]) -> list[CandidateScores | None]:
         """Return the proxy scores of candidates; ``None``, with a warning, for those where they cannot be computed.
 
         Args:
@@ -67,7 +81,7 @@ class CheckedScorer:
             return [outcomes] * len(many)
         return list(outcomes)
 
-    def _checked(self, params: dict[str, Any], outcome: Any, names: tuple[str, ...]) -> dict[str, float] | None:
+    def _checked(self, params: dict[str, Any], outcome: Any, names: tuple[str, ...]) -> CandidateScores | None:
         scores = outcome if isinstance(outcome, Exception) else _returned(as_numbers, outcome)
         if isinstance(scores, Exception):
             self._warn_once(
@@ -83,7 +97,7 @@ class CheckedScorer:
                 "is left out. Let candidate_scorer return what the objective records.",
             )
             return None
-        return scores
+        return CandidateScores(scores, graph_of(outcome))
 
 
 def _returned(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._optuna import UpdateFinishedTrialError, constraint_values, has_reported
+from optuna_aznas.study.graph import graph_attributes
 from optuna_aznas.study.scoring import scoring_attributes, store_scoring
 from optuna_aznas.study.values import describe
 
@@ -30,7 +31,7 @@ def record(
 ) -> None:
     """Store a network's proxy scores on a trial, and how they were made: the evaluator's settings, and how blocks were
     found. Trials that were scored with other settings than the study's first are left out of its ranking, with a
-    warning.
+    warning. Where the evaluator found features of the network's graph, they are stored, too.
 
     The proxy scores are in the storage when this returns. The parameters suggested before are the architecture; those
     suggested afterwards are hyperparameters. Where hyperparameters have to be suggested first, ``architecture`` names
@@ -73,6 +74,8 @@ def record(
         if names is not None or ARCHITECTURE_KEY not in trial.user_attrs:
             trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params) if names is None else names)
         store_scoring(trial, proxy_scores)
+        for key, value in graph_attributes(proxy_scores).items():
+            trial.set_user_attr(key, value)
         trial.set_user_attr(SCORES_KEY, encoded)
     except UpdateFinishedTrialError as error:
         raise ValueError(_finished_message(trial)) from error
@@ -83,6 +86,7 @@ def as_attributes(proxy_scores: Any, architecture: Sequence[str]) -> dict[str, A
     return {
         ARCHITECTURE_KEY: list(architecture),
         **scoring_attributes(proxy_scores),
+        **graph_attributes(proxy_scores),
         SCORES_KEY: _encoded(proxy_scores),
     }
 

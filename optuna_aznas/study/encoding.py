@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_aznas.aggregation import Parameters
-from optuna_aznas.aggregation.learned import Hyperparameters
+from optuna_aznas.aggregation.networks import Hyperparameters
 from optuna_aznas.study.attributes import architecture_names
 from optuna_aznas.study.values import index_of, nearest
 

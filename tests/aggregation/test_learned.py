@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau, rankdata
 
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate, aggregate_aznas
+from optuna_aznas.aggregation.estimation import complete_scores
 from optuna_aznas.aggregation.gaussian_process import interpolate
 from optuna_aznas.aggregation.importance import shares
-from optuna_aznas.aggregation.learned import MIN_TRAINED, complete_scores
+from optuna_aznas.aggregation.learned import MIN_TRAINED
 from tests import reference
 
 
@@ -196,3 +197,23 @@ def test_on_real_scores(shared_data, k, gain):
     mean = LearnedAggregation().predict(data.scores, results, data.parameters, at=at).mean
     plain = kendalltau(aggregate(data.scores)[at], truth[at]).statistic
     assert kendalltau(mean, truth[at]).statistic > plain + gain
+
+
+def test_features_of_the_graph_tell_what_the_scores_do_not():
+    scores, parameters, truth = problem()
+    graph = np.hstack([parameters.single, np.ones((len(truth), 1))])  # and a constant column
+    results = some(truth, 60)
+    without, used = (LearnedAggregation().predict(scores, results, graph=g).mean for g in (None, graph))
+    assert tau(used, results, truth) > tau(without, results, truth) + 0.05
+    graph[np.isnan(results)] = math.nan  # known of the trained networks only
+    partly = LearnedAggregation().predict(scores, results, graph=graph).mean
+    assert np.isfinite(partly).all()
+
+
+@pytest.mark.parametrize("constant", [0.0, math.nan])
+def test_features_that_tell_nothing_change_nothing(constant):
+    scores, parameters, truth = problem()
+    results = some(truth, 60)
+    graph = np.full((len(truth), 3), constant)
+    without, used = (LearnedAggregation().predict(scores, results, parameters, graph=g).mean for g in (None, graph))
+    assert np.array_equal(without, used)

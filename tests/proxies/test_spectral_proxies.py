@@ -121,6 +121,24 @@ def test_means_leave_out_what_was_not_measured():
     assert jacobian_rank(blocks) == pytest.approx(0.8)
 
 
+def test_the_jacobian_rank_of_a_perceptron_is_in_nats():
+    """Of two perceptrons whose Jacobians are orthogonal the wider one has the higher rank; in a CNN both have 1."""
+    evaluator = ProxyEvaluator((8,), init=None, device="cpu", proxies=["jacobian_rank"])
+
+    def orthogonal(width: int) -> nn.Sequential:
+        layers = [nn.Linear(8, width, bias=False), nn.Linear(width, width, bias=False)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, generator=torch.Generator().manual_seed(0))
+        return nn.Sequential(nn.Identity(), *layers, nn.Linear(width, 2))
+
+    for width in (4, 32):
+        first = math.log(min(8, width))  # the singular values of a matrix with orthonormal rows or columns are 1
+        scores = evaluator.replace(blocks=["0", "1", "2"])(orthogonal(width))
+        assert [block.singular_values for block in scores.blocks] == [0, min(8, width), width]
+        assert [block.jacobian_rank for block in scores.blocks[1:]] == pytest.approx([1.0, 1.0], abs=1e-3)
+        assert scores.jacobian_rank == pytest.approx((first + math.log(width)) / 2, rel=1e-3)
+
+
 class Everything(nn.Module):
     """Convolution, linear layer by module and by a parameter of its own, recurrent layer, attention."""
 

@@ -16,6 +16,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import optuna_aznas as az
+from optuna_aznas.aggregation import LearnedAggregation
 from optuna_aznas.sampler.acquisition import log_expected_improvement
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
@@ -390,3 +391,30 @@ def test_proxy_importance_in_a_study():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         az.AZNASSampler(**arguments)
+
+
+def test_features_of_graphs_are_used_where_some_trials_have_them():
+    """Trials with and without, candidates with and without: none fails, and the ranking is given one row for each."""
+    given = []
+
+    class Watched(LearnedAggregation):
+        def condition(self, networks):
+            given.append(networks)
+            return super().condition(networks)
+
+    def objective(trial):
+        x, y = trial.suggest_int("x", 0, 20), trial.suggest_int("y", 0, 20)
+        graph = {"norm": float(x), "add": float(y)} if trial.number % 2 else {}
+        az.record(trial, az.ProxyScores([float(x + y)], names=["size"], graph=graph))
+        return float(y)
+
+    for scorer in (None, lambda params: az.ProxyScores([params["x"]], names=["size"], graph={"norm": params["x"]})):
+        given.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("optuna_aznas.sampler.bayesian.LearnedAggregation", Watched)
+            sampler = az.AZNASSampler(seed=0, candidate_scorer=scorer)
+            study = optuna.create_study(direction="maximize", sampler=sampler)
+            study.optimize(objective, n_trials=15)
+        graphs = [networks.graph for networks in given if networks.graph is not None]
+        assert graphs[-1].shape == (len(given[-1].proxy_scores), 2)
+        assert all(np.isfinite(graph).all() for graph in graphs)

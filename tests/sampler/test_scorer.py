@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 import optuna_aznas as az
-from optuna_aznas.sampler.candidates import CheckedScorer
+from optuna_aznas.sampler.candidates import CandidateScores, CheckedScorer
 
 NAMES = ("size", "evenness")
 
@@ -104,7 +104,7 @@ def test_each_outcome_is_checked():
 
     with pytest.warns(UserWarning, match="candidate_scorer (failed|returned)") as warned:
         scores = CheckedScorer(Odd())([{"a": i} for i in range(5)], NAMES)
-    assert scores == [{"size": 1.0, "evenness": 2.0}, None, None, None, None]
+    assert scores == [CandidateScores({"size": 1.0, "evenness": 2.0}, {}), None, None, None, None]
     assert len(warned) == 4
 
 

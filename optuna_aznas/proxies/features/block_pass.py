@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from optuna_aznas.proxies.features import layout
+from optuna_aznas.proxies.features.operators import OperatorGraph
+from optuna_aznas.proxies.features.trace import OperatorTrace
 from optuna_aznas.proxies.model.counting import MacCounter
-from optuna_aznas.proxies.model.forward import differentiate
+from optuna_aznas.proxies.model.forward import call_model, differentiate
 from optuna_aznas.proxies.model.isolation import Substitute, removing_hooks, substituted
 
 
@@ -80,6 +82,7 @@ class PassRequest:
         observe: Each of these is called once with each :class:`BlockPass`, the stem's first.
         draw_cotangent: Returns v for a feature; ``None`` saves the backward pass.
         count_macs: Whether to count multiply-accumulates.
+        trace: Whether to record the graph of operators.
     """
 
     model: nn.Module
@@ -88,6 +91,7 @@ class PassRequest:
     observe: Sequence[Callable[[BlockPass], None]]
     draw_cotangent: Callable[[Tensor], Tensor] | None
     count_macs: bool
+    trace: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +104,14 @@ class PassReport:
         features: The names of the features, in the order of execution.
         connected: Whether the blocks ran in their order, at least half of them on the output of another, and few on
             mixtures of several.
+        graph: The model's operators; ``None`` where not recorded.
     """
 
     macs: float
     activations: float
     features: tuple[str, ...]
     connected: bool
+    graph: OperatorGraph | None = None
 
 
 class Reporter:
@@ -120,6 +126,8 @@ class Reporter:
         self.names: list[str] = []
         self._counter = MacCounter() if request.count_macs else None
         self._macs_before = 0.0
+        self.trace = OperatorTrace() if request.trace else None
+        self._graph: OperatorGraph | None = None
 
     @property
     def macs(self) -> float:
@@ -138,7 +146,23 @@ class Reporter:
                 modes.enter_context(self._counter)
             if mode is not None:
                 modes.enter_context(mode)
+            if self.trace is not None:  # last, so that it sees what the other modes return
+                modes.enter_context(self.trace)
             yield handles
+
+    def call(self, inputs: Any, last: Callable[[], tuple[str, torch.Size] | None] = lambda: None) -> Any:
+        """Run the model on its inputs, or on a copy that is prepared for the pass, and return its output.
+
+        Args:
+            inputs: As in :class:`PassRequest`.
+            last: As in :func:`~optuna_aznas.proxies.model.forward.call_model`.
+        """
+        if self.trace is not None:
+            self.trace.begin(inputs)
+        output = call_model(self.request.model, inputs, last=last)
+        if self.trace is not None:
+            self._graph = self.trace.graph(output)
+        return output
 
     def report(
         self,
@@ -181,7 +205,7 @@ class Reporter:
     def summary(self, *, connected: bool) -> PassReport:
         """Return the report of the whole pass."""
         activations = self._counter.activations if self._counter is not None else 0.0
-        return PassReport(self.macs, activations, tuple(self.names), connected)
+        return PassReport(self.macs, activations, tuple(self.names), connected, self._graph)
 
 
 def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor, *, where: str = "a block") -> Tensor:

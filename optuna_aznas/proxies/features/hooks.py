@@ -24,8 +24,8 @@ from optuna_aznas.proxies.features.block_pass import PassReport, PassRequest, Re
 from optuna_aznas.proxies.features.blocks import Inside, has_children, has_weight
 from optuna_aznas.proxies.features.dataflow import gradient_nodes, is_product
 from optuna_aznas.proxies.features.record import Recorder, heaviest
+from optuna_aznas.proxies.features.trace import hand_on
 from optuna_aznas.proxies.features.within import features_within
-from optuna_aznas.proxies.model.forward import call_model
 from optuna_aznas.proxies.model.isolation import without_autocast
 from optuna_aznas.proxies.model.nested import replace_tensor, tensors_in
 
@@ -58,7 +58,7 @@ def run_blocks(
             handles.append(module.register_forward_hook(tracer.after(name)))
             if recorder is not None and name in inside:
                 recorder.watch(_watched(name, module, inside[name].units), handles)
-        call_model(request.model, request.inputs, last=lambda: tracer.last)
+        reporter.call(request.inputs, last=lambda: tracer.last)
     return reporter.summary(connected=tracer.is_connected(list(blocks)))
 
 
@@ -213,6 +213,7 @@ class _Tracer:
             # A copy, because what follows may work in place, which autograd forbids on a leaf.
             handed_on = leaf.clone()
         setattr(handed_on, _LEAF, leaf)
+        hand_on(feature, handed_on)
         return handed_on
 
     def _report(self, name: str, module: nn.Module, feature: Tensor, source: Tensor | None, macs: float) -> int:

@@ -22,7 +22,6 @@ from optuna_aznas.proxies.features.blocks import has_children, has_weight
 from optuna_aznas.proxies.features.dataflow import Graph, Node, Piece
 from optuna_aznas.proxies.features.record import Call, Recorder, Result, heaviest
 from optuna_aznas.proxies.features.sources import SourceRecorder
-from optuna_aznas.proxies.model.forward import call_model
 from optuna_aznas.proxies.model.nested import tensors_in
 
 _POOLING = re.compile(r"^(Mkldnn)?(Max|Avg|AdaptiveMax|AdaptiveAvg)Pool")
@@ -68,7 +67,7 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     given = recorder.as_sources(request.inputs)
     with reporter.running(recorder) as handles:
         recorder.watch(dict(model.named_modules()), handles)
-        output = call_model(model, given)
+        output = reporter.call(given)
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
     if end is None:

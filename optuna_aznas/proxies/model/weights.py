@@ -50,6 +50,15 @@ def is_transformer(modules: Iterable[nn.Module]) -> bool:
     return attention and layer_norm
 
 
+def suits_channels_last(modules: Iterable[nn.Module], device: torch.device) -> bool:
+    """Whether a model of these modules runs faster where the channels of images are last in memory.
+
+    On a CPU pooling and normalisation take a third of the time so. On a GPU, cuDNN compiles kernels for convolutions in
+    groups in this layout when they first run, which takes seconds for a network with depthwise convolutions.
+    """
+    return device.type == "cpu" or not any(getattr(module, "groups", 1) != 1 for module in modules)
+
+
 def substitute_state(
     modules: Iterable[tuple[str, nn.Module]],
     *,
