@@ -36,6 +36,7 @@ _SIZES = {
     "parameters": "parameters",
     "depth (layers with weights)": "trainable_layers",
 }
+_HALVES = ("the half to choose on", "the half to report")
 DEFAULT_S = "S: default"
 EXTENDED_S = "S: EXTENDED"
 PAPER_S = "S: the paper's four"
@@ -125,7 +126,7 @@ def sections(tables_by_space: Mapping[str, Sequence[tables.ScoreTable]], data: P
         for title, contains in space.subsets.items():
             parts[title] = [key for key in every if contains(key)]
         if space.halves:
-            for part, title in enumerate(("the half to choose on", "the half to report")):
+            for part, title in enumerate(_HALVES):
                 chosen = spaces.half(space.keys, part)
                 parts[title] = [key for key in every if key in chosen]
         truths = space.load_truths()
@@ -315,4 +316,6 @@ def _number_in(space: spaces.Space, part: str) -> int:
     """Return how many networks a space or its part has."""
     if part in space.subsets:
         return sum(map(space.subsets[part], space.keys))
-    return len(space.keys) if not part else (len(space.keys) + 1) // 2
+    if part in _HALVES:
+        return len(spaces.half(space.keys, _HALVES.index(part)))
+    return len(space.keys)
