@@ -114,7 +114,7 @@ def _proxy_scores(data: Path, folder: Path | None) -> dict[str, tuple[float, ...
 
 
 @functools.cache
-def table(data: Path, folder: Path | None) -> Table:
+def table(data: Path, folder: Path | None = None) -> Table:
     scores = _proxy_scores(data, folder)
     encode = Encoder(dict.fromkeys(PARAMETERS, CategoricalDistribution(OPERATIONS)))
     operations = [dict(zip(PARAMETERS, from_arch(arch), strict=True)) for arch in scores]

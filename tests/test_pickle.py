@@ -38,7 +38,8 @@ def test_a_study_that_trains_goes_on_as_a_copy(make):
         return trial.suggest_float("lr", 0.0, 1.0)
 
     study = optuna.create_study(
-        sampler=az.AZNASSampler(seed=0, n_candidates=20),
+        # An architecture comes again with other hyperparameters only where the sampler chooses these, too.
+        sampler=az.AZNASSampler(seed=0, n_candidates=20, hyperparameter_sampler=optuna.samplers.RandomSampler(seed=0)),
         pruner=az.AZNASPruner(n_startup_trials=4, training_pruner=optuna.pruners.HyperbandPruner()),
     )
     study.optimize(objective, n_trials=8)
