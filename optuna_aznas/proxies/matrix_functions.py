@@ -35,7 +35,9 @@ def entropy(matrices: Tensor) -> Tensor:
     """Return the entropy (nats) of the normalised eigenvalues of (n, C, C) positive semi-definite matrices.
 
     With p_i the eigenvalues over their sum and b >= max p_i, at most C^(1/8) times it: -sum p log p = -log b - b sum q
-    log q, where q = p / b. The error is at most 4e-7 b C, and rounding; NaN for a zero matrix.
+    log q, where q = p / b. The error of the sum is at most 4e-7 b C. Rounding comes on top of it, and in single
+    precision it dominates where one eigenvalue holds nearly everything: 2e-4 was seen for a rank-one matrix of 192
+    channels, 2e-3 for 1,024 and 5e-3 for 2,048. NaN for a zero matrix.
     """
     return torch.cat([_entropy(chunk) for chunk in _chunks(matrices)])
 
