@@ -22,7 +22,6 @@ from optuna_aznas.cli._storage import is_in_memory, open_storage
 from optuna_aznas.cli._trials import MOST_FAILURES, TrialReport, Trials, too_many_failures
 from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.storage import redact_url
-from optuna_aznas.study.graph import graph_attributes
 from optuna_aznas.study.scoring import store_scoring
 
 _Build = Callable[[Any], nn.Module]
@@ -253,8 +252,6 @@ class _Search:
             raise
         try:
             store_scoring(trial, scores)
-            for key, value in graph_attributes(scores).items():
-                trial.set_user_attr(key, value)
         except Exception as error:
             self._not_stored = error
             raise

@@ -11,7 +11,6 @@ from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_aznas._optuna import UpdateFinishedTrialError, constraint_values, has_reported
-from optuna_aznas.study.graph import graph_attributes
 from optuna_aznas.study.scoring import scoring_attributes, store_scoring
 from optuna_aznas.study.values import describe
 
@@ -74,8 +73,6 @@ def record(
         if names is not None or ARCHITECTURE_KEY not in trial.user_attrs:
             trial.set_user_attr(ARCHITECTURE_KEY, list(trial.params) if names is None else names)
         store_scoring(trial, proxy_scores)
-        for key, value in graph_attributes(proxy_scores).items():
-            trial.set_user_attr(key, value)
         trial.set_user_attr(SCORES_KEY, encoded)
     except UpdateFinishedTrialError as error:
         raise ValueError(_finished_message(trial)) from error
@@ -86,7 +83,6 @@ def as_attributes(proxy_scores: Any, architecture: Sequence[str]) -> dict[str, A
     return {
         ARCHITECTURE_KEY: list(architecture),
         **scoring_attributes(proxy_scores),
-        **graph_attributes(proxy_scores),
         SCORES_KEY: _encoded(proxy_scores),
     }
 

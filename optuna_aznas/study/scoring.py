@@ -17,6 +17,8 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial
 
+from optuna_aznas.study.graph import graph_attributes
+
 #: User attribute of a trial: how its proxy scores were made, as :meth:`Scoring.to_json` has it.
 SCORING_KEY = "aznas:scoring"
 
@@ -78,13 +80,15 @@ class Scoring:
 
 
 def scoring_attributes(proxy_scores: Any) -> dict[str, Any]:
-    """Return the user attributes of a trial that say how its proxy scores were made, as far as they say it."""
+    """Return the user attributes of a trial that say how its proxy scores were made, and describe the network's graph,
+    as far as the proxy scores say it.
+    """
     scoring = Scoring.of(proxy_scores)
-    return {} if scoring is None else {SCORING_KEY: scoring.to_json()}
+    return ({} if scoring is None else {SCORING_KEY: scoring.to_json()}) | graph_attributes(proxy_scores)
 
 
 def store_scoring(trial: BaseTrial, proxy_scores: Any) -> None:
-    """Store on a running trial how its proxy scores were made, as far as they say it."""
+    """Store :func:`scoring_attributes` on a running trial."""
     for key, value in scoring_attributes(proxy_scores).items():
         trial.set_user_attr(key, value)
 
