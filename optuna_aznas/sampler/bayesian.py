@@ -116,7 +116,7 @@ class BayesianOptimisation:
         running = _running(view, hyperparameters)
         parameters = cache.encode(trials, [*running, *candidates], view.space)
         table = self._table(view, running, candidates, parameters)
-        graph = _graph(cache.graphs(trials), [*running, *candidates], parameters)
+        graph = _completed_graph(cache.graph(trials, [*running, *candidates]), parameters)
         values = np.full(len(table), np.nan)
         values[: len(trials)] = trained_values(trials, view.study.direction)
         trained = np.flatnonzero(~np.isnan(values))
@@ -226,16 +226,15 @@ class BayesianOptimisation:
         return maximise(data, posterior, new, self._variation.rng)
 
 
-def _graph(of_trials: list[dict[str, float]], others: list[Candidate], parameters: Parameters) -> _Floats | None:
-    """Return features of the graphs of all trials and other candidates; those not known are estimates.
+def _completed_graph(columns: _Floats | None, parameters: Parameters) -> _Floats | None:
+    """Return features of graphs with estimates in the rows that are not known, without those that are all equal.
 
     ``None`` where nothing is known of the graphs, or all that are known are equal.
     """
-    columns = graph_columns([*of_trials, *(candidate.graph for candidate in others)])
     if columns is None:
         return None
     is_known = ~np.isnan(columns[:, 0])
-    varied = columns[:, np.ptp(columns[is_known], axis=0) > 0.0]
+    varied = columns[:, np.ptp(columns[is_known], axis=0) > 0.0] if is_known.any() else columns[:, :0]
     return complete_scores(varied, is_known, parameters) if varied.shape[1] else None
 
 
@@ -276,7 +275,8 @@ class _Cache:
         self._space: Space = {}
         self._encoder = Encoder({})
         self._rows: dict[object, _Floats] = {}  # encoded architectures by trial number or candidate key
-        self._graphs: dict[int, dict[str, float]] = {}  # features of graphs by trial number
+        self._graph_names: list[str] = []  # features of graphs that have occurred, sorted
+        self._graph_rows: dict[int, _Floats] = {}  # their values by trial number
         self._conditions, self._conditions_from = ConditionalParameters([]), 0
 
     def keep(self, proxy_scores: Mapping[Key, CandidateScores | None]) -> None:
@@ -285,12 +285,24 @@ class _Cache:
         while len(self.proxy_scores) > _MAX_KEPT_SCORES:
             del self.proxy_scores[next(iter(self.proxy_scores))]
 
-    def graphs(self, trials: list[FrozenTrial]) -> list[dict[str, float]]:
-        """Return the features of trials' graphs; each is read once."""
-        for trial in trials:
-            if trial.number not in self._graphs:
-                self._graphs[trial.number] = recorded_graph(trial)
-        return [self._graphs[trial.number] for trial in trials]
+    def graph(self, trials: list[FrozenTrial], others: list[Candidate]) -> _Floats | None:
+        """Return the features of the graphs of trials and, below them, of others as columns; each trial is read once.
+
+        Rows of NaN where a graph is not known; ``None`` where nothing is known of any.
+        """
+        graphs = {trial.number: recorded_graph(trial) for trial in trials if trial.number not in self._graph_rows}
+        of_others = [candidate.graph for candidate in others]
+        new = {name for graph in [*graphs.values(), *of_others] for name in graph} - set(self._graph_names)
+        if new:
+            self._graph_names = sorted([*self._graph_names, *new])
+            graphs = {trial.number: recorded_graph(trial) for trial in trials}
+        rows = graph_columns(list(graphs.values()), self._graph_names)
+        below = graph_columns(of_others, self._graph_names)
+        if rows is None or below is None:
+            self._graph_rows |= dict.fromkeys(graphs, np.zeros(0))  # read anew once there is a name
+            return None
+        self._graph_rows |= zip(graphs, rows, strict=True)
+        return np.vstack([*(self._graph_rows[trial.number] for trial in trials), below])
 
     def conditional_parameters(self, trials: list[FrozenTrial]) -> ConditionalParameters:
         """Return the rules of conditional parameters, inferred from recent trials."""

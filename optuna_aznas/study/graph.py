@@ -38,13 +38,20 @@ def _features(given: Any) -> dict[str, float]:
     return features if all(map(math.isfinite, features.values())) else {}
 
 
-def graph_columns(graphs: Sequence[Mapping[str, float]]) -> npt.NDArray[np.float64] | None:
+def graph_columns(
+    graphs: Sequence[Mapping[str, float]], names: Sequence[str] | None = None
+) -> npt.NDArray[np.float64] | None:
     """Return features of graphs as columns, one for each name, a row of NaN for each empty mapping.
 
-    A feature that a graph does not name is 0 there. ``None`` where no graph has features.
+    A feature that a graph does not name is 0 there. ``None`` where there are no names.
+
+    Args:
+        graphs: The features of each graph by name.
+        names: The columns, in this order; by default those that occur, sorted.
     """
-    names = sorted({name for graph in graphs for name in graph})
+    names = sorted({name for graph in graphs for name in graph}) if names is None else names
     if not names:
         return None
     absent = [math.nan] * len(names)
-    return np.array([[graph.get(name, 0.0) for name in names] if graph else absent for graph in graphs])
+    rows = [[graph.get(name, 0.0) for name in names] if graph else absent for graph in graphs]
+    return np.array(rows).reshape(len(rows), len(names))
