@@ -36,8 +36,7 @@ import numpy.typing as npt
 from optuna.distributions import CategoricalDistribution
 from scipy.stats import kendalltau, rankdata
 
-from benchmarks.gauntlet import tables
-from benchmarks.shared_data import DATA, PROXIES, load_scores, macs
+from benchmarks.shared_data import DATA, PROXIES, load_proxies
 from optuna_aznas.aggregation import LearnedAggregation, Parameters, aggregate
 from optuna_aznas.proxies.features.operators import INPUT, OperatorGraph, graph_features
 from optuna_aznas.proxies.registry import DEFAULT
@@ -104,22 +103,13 @@ def graph_of(arch: str) -> OperatorGraph:
     return OperatorGraph.ending_with(len(kinds) - 1 if x is None else x, kinds, before)
 
 
-def _proxy_scores(data: Path, folder: Path | None) -> dict[str, tuple[float, ...]]:
-    """Return proxy scores by architecture string: the default six of a gauntlet table, or else four."""
-    if folder is None:
-        return {arch: (*three, macs(arch)) for arch, three in load_scores(data, "table").items()}
-    scores = tables.read(tables.path_of(folder, "nb201", 0))
-    columns = [scores.columns.index(name) for name in DEFAULT]
-    return dict(zip(scores.keys, map(tuple, scores.scores[:, columns].tolist()), strict=True))
-
-
 @functools.cache
 def table(data: Path, folder: Path | None = None) -> Table:
-    scores = _proxy_scores(data, folder)
+    scores = load_proxies("nb201", data, folder)
     encode = Encoder(dict.fromkeys(PARAMETERS, CategoricalDistribution(OPERATIONS)))
     operations = [dict(zip(PARAMETERS, from_arch(arch), strict=True)) for arch in scores]
     parameters = encode(operations)
-    values = np.array(list(scores.values()))
+    values = np.array([list(row.values()) for row in scores.values()])
     share = rankdata(values, axis=0) / len(values)
     features = np.hstack([share, np.log(share), parameters.single, parameters.pooled, aggregate(values)[:, np.newaxis]])
     graph = np.array([list(graph_features(graph_of(arch)).values()) for arch in scores])

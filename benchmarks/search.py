@@ -27,8 +27,7 @@ import optuna
 from scipy.stats import rankdata
 
 import optuna_aznas as az
-from benchmarks.shared_data import DATA, PROXIES, load_scores, macs, read_table
-from optuna_aznas.proxies import DEFAULT
+from benchmarks.shared_data import DATA, load_proxies
 from optuna_aznas.spaces.nas_bench_201 import OPERATIONS, PARAMETERS, from_params, to_arch
 
 CHECKPOINTS = (100, 300, 1000)
@@ -68,17 +67,11 @@ class Table:
 @cache
 def table(source: Source) -> Table:
     """Return the table of a source."""
-    from benchmarks.gauntlet import spaces, tables
+    from benchmarks.gauntlet import spaces
 
     space = spaces.load(source.space, source.data)
-    if source.tables is not None:
-        scored = tables.read(tables.path_of(source.tables, source.space, 0))
-        rows = np.column_stack([scored.column(name) for name in DEFAULT]).tolist()
-        proxies = dict(zip(scored.keys, map(tuple, rows), strict=True))
-    elif source.space == "nb201":
-        proxies = {arch: (*scores, macs(arch)) for arch, scores in load_scores(source.data, "table").items()}
-    else:
-        proxies = read_table(source.data / "nas_bench_macro_scores.csv.gz", PROXIES)
+    scores = load_proxies(source.space, source.data, source.tables)
+    proxies = {key: tuple(row.values()) for key, row in scores.items()}
     missing = len(space.keys) - len(proxies.keys() & set(space.keys))
     if missing:
         raise ValueError(f"The table of {source.space} lacks {missing} of {len(space.keys)} architectures.")

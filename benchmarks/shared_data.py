@@ -7,6 +7,10 @@ import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks.gauntlet import tables
+from optuna_aznas.proxies import DEFAULT
 from optuna_aznas.spaces.nas_bench_201 import from_arch
 
 PROXIES = ("expressivity", "progressivity", "trainability", "complexity")
@@ -17,6 +21,25 @@ TABLES = {"reference": "nb201_reference_scores.csv.gz", "table": "nb201_score_ta
 def load_scores(data: Path, table: str = "reference") -> dict[str, tuple[float, ...]]:
     """Return (expressivity, progressivity, trainability) by architecture string, in the order of the file."""
     return read_table(data / TABLES[table], PROXIES[:3])
+
+
+def load_proxies(space: str, data: Path, folder: Path | None) -> dict[str, dict[str, float]]:
+    """Return proxy scores by proxy name of each network of a space.
+
+    Args:
+        space: NAS-Bench-201 (``"nb201"``) or NAS-Bench-Macro (``"macro"``).
+        data: Folder of the reference data.
+        folder: Folder of the gauntlet's tables: the default proxies of seed 0. ``None``: the paper's four of ``data``.
+    """
+    if folder is not None:
+        table = tables.read(tables.path_of(folder, space, 0))
+        rows = np.column_stack([table.column(name) for name in DEFAULT]).tolist()
+        return {key: dict(zip(DEFAULT, row, strict=True)) for key, row in zip(table.keys, rows, strict=True)}
+    if space == "nb201":
+        four = {arch: (*three, macs(arch)) for arch, three in load_scores(data, "table").items()}
+    else:
+        four = read_table(data / "nas_bench_macro_scores.csv.gz", PROXIES)
+    return {arch: dict(zip(PROXIES, row, strict=True)) for arch, row in four.items()}
 
 
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -35,9 +35,8 @@ import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from benchmarks.gauntlet import spaces, tables
-from benchmarks.shared_data import DATA, PROXIES, load_scores, macs, read_table
-from optuna_aznas.proxies import DEFAULT
+from benchmarks.gauntlet import spaces
+from benchmarks.shared_data import DATA, load_proxies, read_table
 from optuna_aznas.spaces import nas_bench_201
 from optuna_aznas.spaces.nas_bench_201_results import Dataset, load_results
 
@@ -142,13 +141,7 @@ def _nas_bench_201(name: str, data: Path, scores: Path | None) -> TrainingTable:
     dataset: Dataset = name.removeprefix("nb201_")  # type: ignore[assignment]
     results = load_results(dataset)
     rows = {arch: i for i, arch in enumerate(results)}
-    if scores is None:
-        by_arch = {
-            arch: dict(zip(PROXIES, (*three, macs(arch)), strict=True))
-            for arch, three in load_scores(data, "table").items()
-        }
-    else:
-        by_arch = _default_scores(scores, "nb201")
+    by_arch = load_proxies("nb201", data, scores)
 
     def arch_of(params: Params) -> str:
         return nas_bench_201.to_arch(nas_bench_201.from_params(params))
@@ -165,11 +158,7 @@ def _nas_bench_201(name: str, data: Path, scores: Path | None) -> TrainingTable:
 
 def _macro(data: Path, scores: Path | None) -> TrainingTable:
     accuracies = read_table(data / "nas_bench_macro.csv.gz", ["accuracy"])
-    if scores is None:
-        four = read_table(data / "nas_bench_macro_scores.csv.gz", PROXIES)
-        by_arch = {arch: dict(zip(PROXIES, row, strict=True)) for arch, row in four.items()}
-    else:
-        by_arch = _default_scores(scores, "macro")
+    by_arch = load_proxies("macro", data, scores)
     rows = {arch: i for i, arch in enumerate(accuracies)}
 
     def arch_of(params: Params) -> str:
@@ -183,13 +172,6 @@ def _macro(data: Path, scores: Path | None) -> TrainingTable:
         row=lambda params: rows[arch_of(params)],
         trainings=np.array(list(accuracies.values())),
     )
-
-
-def _default_scores(folder: Path, space: str) -> dict[str, dict[str, float]]:
-    """Return the default proxies' scores of a space's networks, by key, from the gauntlet's table of seed 0."""
-    table = tables.read(tables.path_of(folder, space, 0))
-    columns = [table.column(name).tolist() for name in DEFAULT]
-    return {key: dict(zip(DEFAULT, row, strict=True)) for key, *row in zip(table.keys, *columns, strict=True)}
 
 
 def _joint(name: str) -> TrainingTable:
