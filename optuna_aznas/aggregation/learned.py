@@ -6,6 +6,8 @@ rho the prior mean of the slope of y on z; f the Gaussian process on the residua
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
@@ -236,7 +238,6 @@ def _architecture_terms(
     relative = ranks / n
     # Relative ranks are uniform, with variance 1 / 12; their logarithms have variance 1. Both get the same weight.
     blocks = [z[:, np.newaxis], centred(np.hstack([np.sqrt(12.0) * relative, np.log(relative)]), np.arange(n))]
-    parts: list[list[int]] = [[0], list(range(1, 1 + blocks[1].shape[1]))]
     parameters = networks.parameters
     if parameters is not None:
         for name, block, labels in (
@@ -245,21 +246,18 @@ def _architecture_terms(
         ):
             check_length(f"parameters.{name}", block, n, 2)
             for columns in by_group(labels, block.shape[1], f"parameters.{name}_kinds"):
-                start = sum(part.shape[1] for part in blocks)
-                parts.append(list(range(start, start + len(columns))))
                 blocks.append(centred(block[:, columns]))
-    n_inputs = len(parts)  # without features of the graph
+    n_inputs = len(blocks)  # without features of the graph
     if networks.graph is not None:
         features = np.asarray(networks.graph, dtype=np.float64)
         check_length("graph", features, n, 2)
         features = standardised(features)
         if features.shape[1]:
-            start = sum(part.shape[1] for part in blocks)
-            parts.append(list(range(start, start + features.shape[1])))
             blocks.append(features)
-    length = (0.5 * np.log(len(parts) - 1), _LENGTH_DEVIATION)
-    groups = [Group(tuple(part), length) for part in parts]
-    inputs = tuple(range(1, len(parts)))
+    length = (0.5 * np.log(len(blocks) - 1), _LENGTH_DEVIATION)
+    ends = np.cumsum([block.shape[1] for block in blocks]).tolist()
+    groups = [Group(tuple(range(begin, end)), length) for begin, end in itertools.pairwise([0, *ends])]
+    inputs = tuple(range(1, len(blocks)))
     terms = [
         Term("constant", (), _CONSTANT),
         Term("linear", (0,), _SLOPE_EXPLORING if exploring else _SLOPE),
@@ -271,7 +269,7 @@ def _architecture_terms(
     if n_inputs > 2:
         of_parameters = inputs[1 : n_inputs - 1]
         terms.append(Term("linear", of_parameters, _LINEAR_PARAMETERS_EXPLORING if exploring else _LINEAR_PARAMETERS))
-    if len(parts) > n_inputs:
+    if len(blocks) > n_inputs:
         terms.append(Term("linear", (n_inputs,), _LINEAR_GRAPH))
     return np.hstack(blocks), groups, terms
 
