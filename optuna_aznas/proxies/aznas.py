@@ -16,6 +16,7 @@ Source: Lee and Ham, "AZ-NAS: Assembling Zero-Cost Proxies for Network Architect
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -155,12 +156,11 @@ class BlockObserver:
 
     def _reduction(self, v: Tensor, *, same_shape: bool) -> Reduction:
         """Return what reduces g and ``v`` (positions, channels) to the matrices that the named proxies need."""
-        measured = Needs.SPECTRAL_NORMS in self._needs or (Needs.SPECTRA in self._needs and not _few(*v.shape))
-        if not measured:
-            return _finiteness_of_same_shape if same_shape else _finiteness
-        if self._by_moment:
-            return _by_moment_of_same_shape if same_shape else _by_moment
-        return _by_least_squares_of_same_shape if same_shape else _by_least_squares
+        if Needs.SPECTRAL_NORMS in self._needs or (Needs.SPECTRA in self._needs and not _few(*v.shape)):
+            reduction = _by_moment if self._by_moment else _by_least_squares
+        else:
+            reduction = _finiteness
+        return _with_difference(reduction) if same_shape else reduction
 
     def finish(self) -> list[BlockScores]:
         """Decompose what was collected and return the measurements of the stem and each block."""
@@ -244,20 +244,16 @@ def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     return [Decomposition(_SPECTRUM, measure, [g.mT @ v, sign_gram(v)])]
 
 
-def _by_moment_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
-    return [_difference(g, v), *_by_moment(g, v)]
-
-
-def _by_least_squares_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
-    return [_difference(g, v), *_by_least_squares(g, v)]
-
-
 def _finiteness(g: Tensor, v: Tensor) -> list[Decomposition]:
     return [Decomposition(_FINITE, _as_number, [torch.isfinite(g.sum((1, 2), dtype=torch.float64)).unsqueeze(1)])]
 
 
-def _finiteness_of_same_shape(g: Tensor, v: Tensor) -> list[Decomposition]:
-    return [_difference(g, v), *_finiteness(g, v)]
+@functools.cache
+def _with_difference(reduction: Reduction) -> Reduction:
+    """Return a reduction that also tells whether g and v differ: the same one each time, as blocks are put together by
+    their reduction.
+    """
+    return lambda g, v: [_difference(g, v), *reduction(g, v)]
 
 
 def _difference(g: Tensor, v: Tensor) -> Decomposition:

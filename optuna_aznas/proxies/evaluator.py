@@ -16,7 +16,7 @@ from optuna_aznas.proxies.context import Jacobian, ScoringContext, Seeds
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.feature_pass import run_features
 from optuna_aznas.proxies.features.blocks import BlockChoice, BlockPlan, plan_blocks
-from optuna_aznas.proxies.features.operators import graph_features
+from optuna_aznas.proxies.features.operators import OperatorGraph, graph_features
 from optuna_aznas.proxies.loss_pass import LossPass
 from optuna_aznas.proxies.many import Scoring, outcomes_of
 from optuna_aznas.proxies.model.draws import DrawsInCheckpointError
@@ -29,8 +29,8 @@ from optuna_aznas.proxies.registry import DEFAULT, REGISTRY
 from optuna_aznas.proxies.scores import BlockScores, ProxyScores
 from optuna_aznas.proxies.settings import fingerprint, settings_of
 
-#: Proxy scores by name, those of the blocks, how the blocks were chosen, and features of the graph.
-_Outcome: TypeAlias = tuple[dict[str, float], Sequence[BlockScores], str, dict[str, float]]
+#: Proxy scores by name, those of the blocks, how the blocks were chosen, and the graph of operators.
+_Outcome: TypeAlias = tuple[dict[str, float], Sequence[BlockScores], str, OperatorGraph | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,8 @@ class ProxyEvaluator:
         subject = _Subject(model, modules, plan, is_transformer(modules.values()))
         outcomes = [self._score_repeat(subject, Seeds(self.seed, repeat)) for repeat in range(self.repeats)]
         values = [sum(scores[name] for scores, *_ in outcomes) / self.repeats for name in self.proxies]
-        _, blocks, source, graph = outcomes[0]
+        _, blocks, source, operators = outcomes[0]
+        graph = {} if operators is None else graph_features(operators)
         seconds = time.perf_counter() - start
         return ProxyScores(
             values,
@@ -344,13 +345,12 @@ class ProxyEvaluator:
         scores: dict[str, float] = {}
         blocks: Sequence[BlockScores] = ()
         source = ""
-        graph: dict[str, float] = {}
+        graph: OperatorGraph | None = None
         if plan is not None:
             of_features = self._named(Stage.FEATURES)
             seen = run_features(context, plan, of_features, _needs(of_features), last_try=last_try)
             scores |= {proxy.name: proxy.score(seen) for proxy in of_features}
-            blocks, source = seen.blocks, seen.block_source
-            graph = {} if seen.report.graph is None else graph_features(seen.report.graph)
+            blocks, source, graph = seen.blocks, seen.block_source, seen.report.graph
         of_loss = self._named(Stage.LOSS)
         if of_loss:
             observers = {proxy.name: proxy.observer(context) for proxy in of_loss if proxy.observer is not None}

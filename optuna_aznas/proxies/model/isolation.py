@@ -355,24 +355,23 @@ def check_replaceable(modules: Mapping[str, nn.Module]) -> None:
     Raises:
         ProxyEvaluationError: One of them is a TorchScript module, quantized, or ``DataParallel``.
     """
-    if not any(map(_is_irreplaceable, {type(module) for module in modules.values()})):
-        return
+    reasons = {kind: _why_irreplaceable(kind) for kind in {type(module) for module in modules.values()}}
     for name, module in modules.items():
-        where = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ProxyEvaluationError(
-                f"{where} is compiled by TorchScript, which fixes its weights. Score the module it was made from."
-            )
-        if any(kind.__module__.startswith(_QUANTIZED) for kind in type(module).__mro__):
-            raise ProxyEvaluationError(
-                f"{where} is quantized: its weights are packed integers, which can neither be drawn anew nor "
-                "differentiated. Score the model as it was before quantization."
-            )
-        if isinstance(module, nn.DataParallel):
-            raise ProxyEvaluationError(f"{where} spreads a model over devices. Score the model itself, its .module.")
+        reason = reasons[type(module)]
+        if reason is not None:
+            where = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+            raise ProxyEvaluationError(f"{where} {reason}")
 
 
-def _is_irreplaceable(kind: type[nn.Module]) -> bool:
-    """Whether a class may be one of those that :func:`check_replaceable` refuses."""
-    is_quantized = any(base.__module__.startswith(_QUANTIZED) for base in kind.__mro__)
-    return is_quantized or issubclass(kind, torch.jit.ScriptModule | nn.DataParallel)
+def _why_irreplaceable(kind: type[nn.Module]) -> str | None:
+    """Return why the parameters of a class of modules cannot be replaced; ``None`` if they can."""
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "is compiled by TorchScript, which fixes its weights. Score the module it was made from."
+    if any(base.__module__.startswith(_QUANTIZED) for base in kind.__mro__):
+        return (
+            "is quantized: its weights are packed integers, which can neither be drawn anew nor differentiated. Score "
+            "the model as it was before quantization."
+        )
+    if issubclass(kind, nn.DataParallel):
+        return "spreads a model over devices. Score the model itself, its .module."
+    return None
