@@ -38,7 +38,7 @@ _WHAT = {
     "trainability": "how close the largest singular value of each block's Jacobian is to 1; at most 0",
     "isometry": "how close all singular values of the blocks' Jacobians are to 1; at most 0",
     "jacobian_rank": "effective rank of the blocks' Jacobians",
-    "activations": "number of values that the blocks put out",
+    "activations": "number of values that the layers between input and output put out",
     "complexity": "multiply-accumulates of one forward pass",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from optuna_aznas.proxies.isometry import isometry, jacobian_rank
 from optuna_aznas.proxies.retention import entropy_retention
 from optuna_aznas.proxies.scores import BlockScores
 from optuna_aznas.proxies.spectra import spectrum
+from optuna_aznas.spaces import nas_bench_201
 
 
 def linear_blocks(weights: list[np.ndarray]) -> nn.Sequential:
@@ -163,6 +165,55 @@ def test_activations_count_the_outputs_of_layers():
     evaluator = ProxyEvaluator((3, 8, 8), batch_size=3, device="cpu", proxies=["activations", "complexity"])
     expected = 4 * 64 + 8 * 16 + 16 * 6 + 16 * 5 + 16 * 7
     assert evaluator(Everything()).activations == expected
+
+
+def _on_path(operations: tuple[str, ...]) -> list[str]:
+    """Return the operations of a NAS-Bench-201 cell that lie on a path from its input to its output."""
+    edges = {edge: name for edge, name in zip(nas_bench_201.EDGES, operations, strict=True) if name != "none"}
+    routes = [list(itertools.pairwise((0, *nodes, 3))) for nodes in ((), (1,), (2,), (1, 2))]
+    used = {edge for route in routes if all(edge in edges for edge in route) for edge in route}
+    return [edges[edge] for edge in used]
+
+
+def test_activations_leave_out_layers_that_are_on_no_path_from_input_to_output():
+    """Random cells of NAS-Bench-201, half of which have such layers, against their paths listed one by one."""
+    random = np.random.default_rng(0)
+    evaluator = ProxyEvaluator((3, 8, 8), batch_size=2, device="cpu", proxies=["activations"])
+    c, without = 4, 0
+    # Stem and reductions: a convolution at full size; per reduction two in the branch and one in the shortcut.
+    plain = 64 * c + 3 * 16 * 2 * c + 3 * 4 * 4 * c + 10
+    for operations in random.choice(nas_bench_201.OPERATIONS, (40, 6)).tolist():
+        live = _on_path(operations)
+        if not live:  # the output is a constant
+            continue
+        without += any("conv" in name for name in operations) and len(live) < 6 - operations.count("none")
+        layers = sum("conv" in name for name in live)
+        expected = plain + layers * (64 * c + 16 * 2 * c + 4 * 4 * c)
+        network = nas_bench_201.Network(operations, channels=c, cells=1, device="meta")
+        assert evaluator(network).activations == expected, operations
+    assert without >= 10
+
+
+class TwoOutputs(nn.Module):
+    """Two heads on one trunk; a layer whose result is dropped; a layer that only sees a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.dropped = nn.Conv2d(4, 16, 1)
+        self.constant = nn.Linear(5, 4)
+        self.heads = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 7)])
+
+    def forward(self, x):
+        x = self.trunk(x)
+        self.dropped(x)
+        x = x + self.constant(torch.ones(5, device=x.device))[:, None, None]
+        return {"outputs": [head(x.mean((2, 3))) for head in self.heads]}
+
+
+def test_activations_count_the_layers_of_all_outputs():
+    evaluator = ProxyEvaluator((3, 8, 8), batch_size=3, device="cpu", proxies=["activations"])
+    assert evaluator(TwoOutputs()).activations == 2 * 4 * 64 + 3 + 7
 
 
 def test_features_behind_global_pooling_are_left_out():

@@ -100,7 +100,8 @@ class PassReport:
 
     Attributes:
         macs: Multiply-accumulates of the whole pass; 0 where not counted.
-        activations: Elements of the outputs of convolutions, linear and recurrent layers; 0 where not counted.
+        activations: Elements of the outputs of convolutions, linear and recurrent layers that lie on a path from the
+            model's input to its output; 0 where not counted or where the graph is not recorded.
         features: The names of the features, in the order of execution.
         connected: Whether the blocks ran in their order, at least half of them on the output of another, and few on
             mixtures of several.
@@ -126,13 +127,17 @@ class Reporter:
         self.names: list[str] = []
         self._counter = MacCounter() if request.count_macs else None
         self._macs_before = 0.0
-        self.trace = OperatorTrace() if request.trace else None
+        self.trace = OperatorTrace(self._count_activations) if request.trace else None
         self._graph: OperatorGraph | None = None
+        self._activations = 0.0
 
     @property
     def macs(self) -> float:
         """Multiply-accumulates of the pass so far; 0 where not counted."""
         return self._counter.total if self._counter is not None else 0.0
+
+    def _count_activations(self) -> float:
+        return self._counter.activations if self._counter is not None else 0.0
 
     @contextmanager
     def running(self, mode: AbstractContextManager[Any] | None) -> Iterator[list[Any]]:
@@ -162,6 +167,7 @@ class Reporter:
         output = call_model(self.request.model, inputs, last=last)
         if self.trace is not None:
             self._graph = self.trace.graph(output)
+            self._activations = self.trace.activations(output)
         return output
 
     def report(
@@ -204,8 +210,7 @@ class Reporter:
 
     def summary(self, *, connected: bool) -> PassReport:
         """Return the report of the whole pass."""
-        activations = self._counter.activations if self._counter is not None else 0.0
-        return PassReport(self.macs, activations, tuple(self.names), connected, self._graph)
+        return PassReport(self.macs, self._activations, tuple(self.names), connected, self._graph)
 
 
 def vector_jacobian_product(feature: Tensor, source: Tensor, cotangent: Tensor, *, where: str = "a block") -> Tensor:

@@ -32,12 +32,18 @@ _Rule: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any], int], str]
 
 
 class OperatorTrace(TorchFunctionMode):
-    """Records the operators that run under it."""
+    """Records the operators that run under it.
 
-    def __init__(self) -> None:
+    Args:
+        count: Returns the activations counted so far, to which the operators that run under the trace add.
+    """
+
+    def __init__(self, count: Callable[[], float] = lambda: 0.0) -> None:
         super().__init__()
+        self._count = count
         self._kinds = [INPUT]
         self._before: list[tuple[int, ...]] = [()]
+        self._activations = [0.0]
 
     def begin(self, inputs: Any) -> None:
         """Take the first tensor and all floating-point ones as the model's input.
@@ -58,9 +64,23 @@ class OperatorTrace(TorchFunctionMode):
         last = next((number for number in numbers if number >= 0), len(self._kinds) - 1)
         return OperatorGraph.ending_with(last, self._kinds, self._before)
 
+    def activations(self, output: Any) -> float:
+        """Return the activations of the operators on paths from the model's input to its output.
+
+        Args:
+            output: What the model returned. All of its tensors that depend on the input count.
+        """
+        numbers = (getattr(tensor, _OPERATOR, -1) for tensor in tensors_in(output))
+        reaching = {number for number in numbers if number >= 0} or {len(self._kinds) - 1}
+        for i in range(max(reaching), -1, -1):
+            if i in reaching:
+                reaching.update(self._before[i])
+        return sum(self._activations[i] for i in reaching)
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        counted = self._count()
         out = func(*args, **(kwargs or {}))
         rule = _rules.get(func)
         if rule is None:
@@ -83,7 +103,7 @@ class OperatorTrace(TorchFunctionMode):
         kind = rule if isinstance(rule, str) else rule(args, kwargs or {}, len(given))
         if kind is _CONSTANT:
             return out
-        number = given[0] if kind is _SAME or kind is _OWN else self._add(kind, given)
+        number = given[0] if kind is _SAME or kind is _OWN else self._add(kind, given, self._count() - counted)
         if isinstance(out, Tensor):
             out.__dict__[_OPERATOR] = number
         elif out is None:  # __setitem__
@@ -93,9 +113,10 @@ class OperatorTrace(TorchFunctionMode):
                 tensor.__dict__[_OPERATOR] = number
         return out
 
-    def _add(self, kind: str, given: list[int]) -> int:
+    def _add(self, kind: str, given: list[int], activations: float) -> int:
         self._kinds.append(kind)
         self._before.append(tuple(dict.fromkeys(given)))
+        self._activations.append(activations)
         return len(self._kinds) - 1
 
 
