@@ -61,12 +61,18 @@ class OperatorTrace(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.note(func, args, kwargs, out)
+        return out
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Take note of a function, and of what it returned."""
         rule = _rules.get(func)
         if rule is None:
             rule = _rules[func] = _rule(func)
         if rule is _CONSTANT:
-            return out
+            return
         given: list[int] = []
         _collect(args, given)
         if kwargs:
@@ -76,13 +82,13 @@ class OperatorTrace(TorchFunctionMode):
             if None not in numbers:
                 for tensor in tensors_in(out) if numbers else ():
                     tensor.__dict__[_OPERATOR] = -1
-                return out
+                return
             given.append(len(self._kinds) - 1)
         if rule is _OWN and args[0].__dict__.get(_OPERATOR, -1) < 0:
-            return out
-        kind = rule if isinstance(rule, str) else rule(args, kwargs or {}, len(given))
+            return
+        kind = rule if isinstance(rule, str) else rule(args, kwargs, len(given))
         if kind is _CONSTANT:
-            return out
+            return
         number = given[0] if kind is _SAME or kind is _OWN else self._add(kind, given)
         if isinstance(out, Tensor):
             out.__dict__[_OPERATOR] = number
@@ -91,7 +97,6 @@ class OperatorTrace(TorchFunctionMode):
         else:
             for tensor in tensors_in(out):
                 tensor.__dict__[_OPERATOR] = number
-        return out
 
     def _add(self, kind: str, given: list[int]) -> int:
         self._kinds.append(kind)

@@ -65,8 +65,7 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     model, reporter = request.model, Reporter(request)
     recorder = SourceRecorder(lambda: reporter.macs)
     given = recorder.as_sources(request.inputs)
-    with reporter.running(recorder) as handles:
-        recorder.watch(dict(model.named_modules()), handles)
+    with reporter.running(recorder, dict(model.named_modules())):
         output = reporter.call(given)
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)

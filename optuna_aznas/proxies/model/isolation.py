@@ -48,7 +48,7 @@ class Substitute(NamedTuple):
         tensor: The substitute.
     """
 
-    store: dict[str, Any]
+    store: dict[Any, Any]
     name: str
     tensor: Any
 
