@@ -9,6 +9,7 @@ was running.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -110,8 +111,12 @@ class Recorder:
 
     def ends_module(self, result: Result) -> bool:
         """Whether a module with children, other than the whole model, returned this result."""
-        node = result.tensor.grad_fn
-        return any(call.node is node and call.name and has_children(call.module) for call in self.calls)
+        return result.tensor.grad_fn in self._ends
+
+    @functools.cached_property
+    def _ends(self) -> set[Node]:
+        """The nodes of what modules with children returned in the pass."""
+        return {call.node for call in self.calls if call.name and has_children(call.module)}
 
     def clear(self) -> None:
         """Drop what was recorded, to free its memory."""
