@@ -188,7 +188,8 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     before = [(module.__dict__, module.__dict__.copy()) for module in modules]
     registries = [registry for _, attributes in before for registry in _registries(attributes)]
-    contents = {id(registry): _copy(registry) for registry in registries if registry}
+    entries = sum(map(len, registries))
+    filled = [(registry, _copy(registry)) for registry in registries if registry]
     try:
         yield
     finally:
@@ -205,14 +206,16 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
             for name, value in attributes.items():
                 if name not in now and (name in _REGISTRIES or isinstance(value, Tensor)):
                     now[name] = value
-        for registry in registries:
-            kept = contents.get(id(registry))
-            if (registry or kept) and not _same(registry, kept):
-                registry.clear()
-                registry.update(kept or ())
+        if sum(map(len, registries)) != entries or not all(_same(registry, copy) for registry, copy in filled):
+            contents = {id(registry): copy for registry, copy in filled}
+            for registry in registries:
+                kept = contents.get(id(registry), ())
+                if not _same(registry, kept):
+                    registry.clear()
+                    registry.update(kept)
 
 
-def _registries(attributes: Mapping[str, Any]) -> Iterable[Any]:
+def _registries(attributes: dict[str, Any]) -> Iterable[Any]:
     """Return what holds a module's parameters, buffers, modules and hooks, given its attributes."""
     try:
         return _all_registries(attributes)
@@ -226,11 +229,13 @@ def _copy(registry: dict[Any, Any] | set[Any]) -> dict[Any, Any] | set[Any]:
 
 def _same(registry: Any, was: Any) -> bool:
     """Whether a registry holds the same objects as its copy in the same order."""
-    if was is None or len(registry) != len(was):
+    if len(registry) != len(was):
         return False
     if isinstance(registry, set):
         return bool(registry == was)
-    return all(map(operator.eq, registry, was)) and all(map(operator.is_, registry.values(), was.values()))
+    return not registry or (
+        all(map(operator.eq, registry, was)) and all(map(operator.is_, registry.values(), was.values()))
+    )
 
 
 def _precision_of(modules: Iterable[nn.Module]) -> torch.dtype:
