@@ -24,12 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optuna_aznas.proxies import matrix_functions
 from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition, Reduction
 from optuna_aznas.proxies.context import FeaturePass, Jacobian
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import BlockPass
 from optuna_aznas.proxies.features.grids import on_one_grid, position_rows
+from optuna_aznas.proxies.matrix_functions import Wanted
 from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 from optuna_aznas.proxies.scores import BlockScores
 from optuna_aznas.proxies.spectra import (
@@ -228,7 +228,7 @@ def _few(positions: int, channels: int) -> bool:
 
 
 def _entropy_of_features(features: Tensor) -> list[Decomposition]:
-    return [Decomposition(_ENTROPY, spectral_entropy, [scatter(features)], matrix_functions.entropies)]
+    return [Decomposition(_ENTROPY, spectral_entropy, [scatter(features)], Wanted.ENTROPY)]
 
 
 def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
@@ -236,7 +236,7 @@ def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
     cross = g.mT @ v / positions
     if _few(positions, channels):
         return [Decomposition(_SPECTRUM, spectrum_of_few, [cross])]
-    return [Decomposition(_SPECTRUM, spectrum, [cross], matrix_functions.spectra)]
+    return [Decomposition(_SPECTRUM, spectrum, [cross], Wanted.SPECTRUM)]
 
 
 def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
@@ -246,7 +246,7 @@ def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     stacks = [g.mT @ v, sign_gram(v)]
     if _few(positions, channels):
         return [Decomposition(_SPECTRUM, least_squares_spectrum_of_few, stacks)]
-    return [Decomposition(_SPECTRUM, least_squares_spectrum, stacks, matrix_functions.spectra)]
+    return [Decomposition(_SPECTRUM, least_squares_spectrum, stacks, Wanted.SPECTRUM)]
 
 
 def _finiteness(g: Tensor, v: Tensor) -> list[Decomposition]:

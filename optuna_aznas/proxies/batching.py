@@ -1,10 +1,10 @@
 """Reducing the blocks' features to small matrices during a pass, and decomposing these in batches after it.
 
 On a GPU, launching a kernel for each block costs more than the computation. So the blocks' matrices wait until enough
-of them have come together, and those of equal shapes are stacked and reduced by one kernel. After the pass the wide
-ones are measured on the GPU by products of matrices, while the CPU decomposes the others. On a CPU matrices are reduced
-at once, while the cache holds them, and those of wide features are also decomposed at once, so that no two of them are
-held.
+of them have come together, and those of equal shapes are stacked and reduced by one kernel. After the pass all are
+measured on the GPU by products of matrices, and the CPU decomposes the few for which that does not do. On a CPU
+matrices are reduced at once, while the cache holds them, and those of wide features are also decomposed at once, so
+that no two of them are held.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from optuna_aznas.proxies.matrix_functions import Launched
+from optuna_aznas.proxies import matrix_functions
+from optuna_aznas.proxies.matrix_functions import Wanted
 from optuna_aznas.proxies.spectra import WIDE
 
 #: Bytes of features and gradients that may wait on a GPU.
 _PENDING_BYTES = 2**26
 
-#: Channels up to which a GPU leaves matrices to the CPU where it could measure them by products.
-_NARROW = 64
-
-#: Matrices with as many rows or columns are decomposed on a GPU, and so are wide ones, where products do not do.
+#: Where products of matrices do not do, those with as many rows or columns are decomposed on the GPU, and wide ones.
 _LARGE = 512
 
 
@@ -36,13 +34,13 @@ class Decomposition(NamedTuple):
         quantity: Name of the quantity.
         function: Takes stacks (n, a, b) and returns a number (n,), or k numbers (n, k), of each.
         stacks: Its arguments; n is the number of blocks.
-        by_products: Launches the same on a GPU for the stacks of several decompositions; NaN where that is impossible.
+        by_products: What a GPU measures of the stacks instead, by products of matrices; ``None``: it decomposes them.
     """
 
     quantity: str
     function: Callable[..., Tensor]
     stacks: list[Tensor]
-    by_products: Callable[[Sequence[Sequence[Tensor]]], Launched] | None = None
+    by_products: Wanted | None = None
 
 
 #: Takes stacks (n, rows, columns) and reduces them to smaller ones.
@@ -56,7 +54,7 @@ class _Job(NamedTuple):
     quantity: str
     function: Callable[..., Tensor]
     stacks: list[Tensor]
-    by_products: Callable[[Sequence[Sequence[Tensor]]], Launched] | None
+    by_products: Wanted | None
 
     @property
     def size(self) -> int:
@@ -64,11 +62,11 @@ class _Job(NamedTuple):
         return max(max(stack.shape[1:]) for stack in self.stacks)
 
     @property
-    def is_for_products(self) -> bool:
-        """Whether its matrices lie on a GPU and are measured there by products of matrices."""
-        last = self.stacks[-1]
-        wide = last.shape[-1] > _NARROW or self.is_for_gpu
-        return self.by_products is not None and wide and last.device.type != "cpu"
+    def products(self) -> matrix_functions.Job | None:
+        """The same for products of matrices, where its matrices lie on a GPU."""
+        if self.by_products is None or self.stacks[0].device.type == "cpu":
+            return None
+        return matrix_functions.Job(self.by_products, self.stacks)
 
     @property
     def is_for_gpu(self) -> bool:
@@ -124,13 +122,13 @@ class BatchedDecompositions:
         """
         self.reduce()
         jobs = [job for job in self._jobs if job.quantity not in without]
-        launched = _launched([job for job in jobs if job.is_for_products])
-        self._decompose(_merged(_on_cpu([job for job in jobs if not job.is_for_products])))
-        for measured, work in launched:
-            for job, values in zip(measured, work.finish(work.numbers.cpu()), strict=True):
-                self._keep(job, values)
-                unknown = values.view(len(values), -1)[:, 0].isnan().nonzero().flatten().tolist()
-                self._decompose([job.rows(unknown)] if unknown else [])
+        by_products = [(job, products) for job in jobs if (products := job.products) is not None]
+        launched = matrix_functions.launch([products for _, products in by_products])
+        self._decompose(_merged(_on_cpu([job for job in jobs if job.products is None])))
+        for (job, _), values in zip(by_products, launched.finish(launched.numbers.cpu()), strict=True):
+            self._keep(job, values)
+            unknown = values.view(len(values), -1)[:, 0].isnan().nonzero().flatten().tolist()
+            self._decompose([job.rows(unknown)] if unknown else [])
         return {quantity: [results.get(i, math.nan) for i in range(n)] for quantity, results in self._results.items()}
 
     def _decompose(self, jobs: Sequence[_Job]) -> None:
@@ -157,14 +155,6 @@ def _parts(job: _Job) -> list[tuple[_Job, Tensor]]:
         if len(job.blocks) == 1:
             return []
         return [part for k in range(len(job.blocks)) for part in _parts(job.rows([k]))]
-
-
-def _launched(jobs: Sequence[_Job]) -> list[tuple[list[_Job], Launched]]:
-    """Launch products of matrices for jobs of the same kind together."""
-    kinds: dict[Any, list[_Job]] = {}
-    for job in jobs:
-        kinds.setdefault((job.quantity, job.by_products), []).append(job)
-    return [(alike, by_products([job.stacks for job in alike])) for (_, by_products), alike in kinds.items()]
 
 
 def _on_cpu(jobs: Sequence[_Job]) -> list[_Job]:

@@ -1,4 +1,4 @@
-"""Sums of functions of eigenvalues by products of matrices alone: for all wide features of a network on a GPU.
+"""Sums of functions of eigenvalues by products of matrices alone: for the features of a network on a GPU.
 
 A GPU multiplies matrices hundreds of times faster than it decomposes them. With a symmetric matrix X whose eigenvalues
 x_i lie between 0 and 1, repeated squaring gives X^2, X^4, X^8, ..., and each scalar product of two of these is a sum of
@@ -21,6 +21,7 @@ are stated here against decompositions.
 
 from __future__ import annotations
 
+import enum
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -31,15 +32,53 @@ from torch import Tensor
 
 _ENTROPY_OCTAVES = 18  # J for q log q: error 4e-7
 _OCTAVES = 24  # J for sqrt(q) and sqrt(q) log(q): errors 3e-5 and 6e-4, a tenth of that for q above 1e-5
+_ROUND = 3  # squarings whose results are held at once
 _FLOOR = 1e-3  # singular values below it count as this in the logarithm
 _LARGEST = 100.0  # largest singular value up to which |log sigma| is fitted
 _NORM_SQUARINGS = 12  # for the largest singular value: error at most log(n) / 2^13, relative
-_BYTES = 2**25  # of a stack of matrices that are multiplied at once
-_PADDING = 2**28  # most k^3 of zeros in a stack: multiplying more of them takes longer than launching another stack
+_BYTES = 3 * 2**24  # of the matrices whose powers are taken at once
+_PADDING = 2**31  # most k^3 of zeros in them: more take longer than launching the products of another group
 _ROUNDING = 1e-5  # by which bounds are raised
 _CONVERGED = 1e-15  # distance from 1 at which an iteration ends
-_LEAST = 0.03  # smallest eigenvalue of A over 1.5 times its diagonal entry, in :func:`spectra`
-_INVERTED = 1e-6  # most that the trace of a matrix times its inverse, over their size, may differ from 1
+_LEAST = 0.03  # smallest eigenvalue of A over 1.5 times its diagonal entry, in :attr:`Wanted.SPECTRUM`
+_INVERTED = 1e-6  # most that the trace of A A^-1, over its size, may differ from 1
+
+
+class Wanted(enum.Enum):
+    """What is to be measured of a stack of matrices.
+
+    Attributes:
+        ENTROPY: The entropy (nats) of the normalised eigenvalues of positive semi-definite matrices (n, C, C); NaN for
+            a zero matrix. With p_i the eigenvalues over their sum and b >= max p_i, at most C^(1/8) times it, it is
+            -log b - b sum q log q, where q = p / b. The error of the sum is at most 4e-7 b C.
+        SPECTRUM: Three numbers of the singular values sigma_1, ..., sigma_k of matrices M (n, a, b); or of M A^-1,
+            where a second stack holds symmetric matrices A (n, b, b). They are the largest (relative error 1e-3), minus
+            the mean of ``|log max(sigma_i, 0.001)|`` (error 1e-4, and 0.06 for each sigma_i within a factor of 5 of
+            0.001, over k), and the entropy of ``sigma_i / sum sigma`` over log k (error 1e-4). They are NaN where a
+            singular value may exceed 100, for which the logarithm is not fitted, and where the eigenvalues of A over
+            its diagonal entries do not lie between 0.05 and 2.9. They do where A = sum v v^T with random signs v and at
+            least twice as many v as channels, unless these are few.
+    """
+
+    ENTROPY = "entropy"
+    SPECTRUM = "spectrum"
+
+
+class Job(NamedTuple):
+    """Stacks of matrices on a GPU, and what is to be measured of them."""
+
+    wanted: Wanted
+    stacks: Sequence[Tensor]
+
+    @property
+    def size(self) -> int:
+        """The number of eigenvalues or singular values."""
+        return min(self.stacks[0].shape[1:])
+
+    @property
+    def widest(self) -> int:
+        """The size of the largest square matrix that is computed with."""
+        return self.stacks[-1].shape[-1] if len(self.stacks) > 1 else self.size
 
 
 class Launched(NamedTuple):
@@ -47,91 +86,105 @@ class Launched(NamedTuple):
 
     Attributes:
         numbers: Its results, on the GPU.
-        finish: Takes them on the CPU and returns the result for each job.
+        finish: Takes them on the CPU and returns the result for each job: (n,) or (n, 3).
     """
 
     numbers: Tensor
     finish: Callable[[Tensor], list[Tensor]]
 
 
+def launch(jobs: Sequence[Job]) -> Launched:
+    """Launch the measurements of some jobs; either all of their spectra have a matrix A or none."""
+    if not jobs:
+        return Launched(torch.empty(0), lambda numbers: [])
+    groups = _groups(jobs)
+    launched = [
+        _measured([Job(jobs[j].wanted, [stack[rows] for stack in jobs[j].stacks]) for j, rows in group])
+        for group in groups
+    ]
+    shapes = [tensor.shape for tensors in launched for tensor in tensors]
+
+    def finish(numbers: Tensor) -> list[Tensor]:
+        pieces = numbers.split([shape.numel() for shape in shapes])
+        tensors = iter([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
+        found: dict[int, list[Tensor]] = {}
+        for group in groups:
+            measured = _Measured(*(next(tensors) for _ in _Measured._fields))
+            results = _results([jobs[j] for j, rows in group for _ in range(_length(rows))], measured)
+            for (j, _), result in zip(group, results.split([_length(rows) for _, rows in group]), strict=True):
+                found.setdefault(j, []).append(result if jobs[j].wanted is Wanted.SPECTRUM else result[:, 0])
+        return [torch.cat(found[j]) for j in range(len(jobs))]
+
+    return Launched(torch.cat([tensor.flatten() for tensors in launched for tensor in tensors]), finish)
+
+
 #: Some of a job's matrices: the job's position among all jobs, and which of its matrices.
 _Part: TypeAlias = tuple[int, slice]
 
-
-def entropies(jobs: Sequence[Sequence[Tensor]]) -> Launched:
-    """Launch the entropies (nats) of normalised eigenvalues.
-
-    With p_i the eigenvalues over their sum and b >= max p_i, at most C^(1/8) times it: -sum p log p = -log b - b sum q
-    log q, where q = p / b. The error of the sum is at most 4e-7 b C.
-
-    Args:
-        jobs: Each holds a stack (n, C, C) of positive semi-definite matrices.
-
-    Returns:
-        What finishes with entropies (n,) for each job; NaN for a zero matrix.
-    """
-    stacks = [stack for (stack,) in jobs]
-    groups = _groups([(stack.shape[-1], len(stack)) for stack in stacks])
-    numbers = torch.cat([_entropy_sums(_padded([stacks[job][rows] for job, rows in group])) for group in groups])
-
-    def finish(numbers: Tensor) -> list[Tensor]:
-        bound, sums = numbers[:, 0], numbers[:, 1:] - _padding(groups, [stack.shape[-1] for stack in stacks])
-        return _by_job(bound * (sums @ _fit_of_entropy()) - bound.log(), groups)
-
-    return Launched(numbers, finish)
+#: Matrices whose powers are taken for each matrix: I - Q; for a spectrum also I - W, W, and Q.
+_CHAINS = {Wanted.ENTROPY: 1, Wanted.SPECTRUM: 4}
 
 
-def spectra(jobs: Sequence[Sequence[Tensor]]) -> Launched:
-    """Launch three numbers of the singular values sigma_1, ..., sigma_k of matrices.
-
-    They are the largest (relative error 1e-3), minus the mean of ``|log max(sigma_i, 0.001)|`` (error 1e-4, and 0.06
-    for each sigma_i within a factor of 5 of 0.001, over k), and the entropy of ``sigma_i / sum sigma`` over log k
-    (error 1e-4).
-
-    Args:
-        jobs: Each holds a stack M (n, a, b); or M and a stack of symmetric positive definite matrices A (n, b, b), for
-            the singular values of M A^-1. The eigenvalues of A over their mean must lie between 0.03 and 2.9, as they
-            do where A = sum v v^T with random signs v and at least twice as many v as channels.
-
-    Returns:
-        What finishes with the numbers (n, 3) for each job. They are NaN where A is out of range, or where a singular
-        value may exceed 100, for which the logarithm is not fitted.
-    """
-    groups = _groups([(job[-1].shape[-1], len(job[0])) for job in jobs])
-    numbers = torch.cat([_spectrum_sums([[s[rows] for s in jobs[job]] for job, rows in group]) for group in groups])
-    sizes = [min(job[0].shape[1:]) for job in jobs]
-
-    def finish(numbers: Tensor) -> list[Tensor]:
-        k = torch.tensor([sizes[job] for group in groups for job, rows in group for _ in range(rows.stop - rows.start)])
-        return _by_job(_spectrum_of_sums(numbers, k, _padding(groups, sizes)), groups)
-
-    return Launched(numbers, finish)
-
-
-# --- Stacks of matrices of several sizes -----------------------------------------------------------------------------
-
-
-def _groups(stacks: Sequence[tuple[int, int]]) -> list[list[_Part]]:
-    """Return which matrices are padded to one size and multiplied together, those of a job in their order.
-
-    Args:
-        stacks: The size k and the number of the matrices of each job.
-    """
+def _groups(jobs: Sequence[Job]) -> list[list[_Part]]:
+    """Return which matrices are padded to one size and multiplied together: spectra first, those of a job in order."""
     groups: list[list[_Part]] = []
-    size = count = padding = 0
-    for job, (k, n) in sorted(enumerate(stacks), key=lambda stack: -stack[1][0]):
-        most = max(1, _BYTES // (8 * k * k))
+    size = chains = padding = 0
+    for j, job in sorted(enumerate(jobs), key=lambda item: -item[1].widest):
+        k, each, n = job.widest, _CHAINS[job.wanted], len(job.stacks[0])
+        most = max(1, _BYTES // (8 * each * k * k))
         for begin in range(0, n, most):
-            part = job, slice(begin, min(begin + most, n))
-            rows = part[1].stop - begin
-            zeros = rows * (size**3 - k**3)
-            if groups and 8 * (count + rows) * size**2 <= _BYTES and padding + zeros <= _PADDING:
-                groups[-1].append(part)
-                count, padding = count + rows, padding + zeros
+            rows = slice(begin, min(begin + most, n))
+            more = each * _length(rows)
+            zeros = more * (size**3 - k**3)
+            if groups and 8 * (chains + more) * size**2 <= _BYTES and padding + zeros <= _PADDING:
+                groups[-1].append((j, rows))
+                chains, padding = chains + more, padding + zeros
             else:
-                groups.append([part])
-                size, count, padding = k, rows, 0
-    return groups
+                groups.append([(j, rows)])
+                size, chains, padding = k, more, 0
+    return [sorted(group, key=lambda part: jobs[part[0]].wanted is Wanted.ENTROPY) for group in groups]
+
+
+def _length(rows: slice) -> int:
+    return int(rows.stop - rows.start)
+
+
+# --- On the GPU ------------------------------------------------------------------------------------------------------
+
+
+class _Measured(NamedTuple):
+    """The numbers of which :func:`_results` makes the results of a group of n matrices, s of them for spectra.
+
+    Q is a matrix over its trace and a bound of its largest eigenvalue. The spectra come first.
+    """
+
+    total: Tensor  # (n,): traces
+    bound: Tensor  # (n,): bounds of the largest eigenvalue over the trace
+    inverted: Tensor  # (s,): traces of A A^-1; empty where there is no A
+    inner: Tensor  # (3, n + 3 s) for I - Q, and for spectra I - W, W and Q as X: <I, X>, <X, X^2>, <X, X^4>, <X^2, X^4>
+    norms: Tensor  # (J, n + 3 s): norms of X, X^2, X^4, X^8, ...
+
+
+def _measured(group: Sequence[Job]) -> _Measured:
+    """Launch the products for a group of jobs. See :func:`_distance_from_one` for W."""
+    spectra = [job.stacks for job in group if job.wanted is Wanted.SPECTRUM]
+    quotients, inverted = _quotients(spectra, group[0].stacks[0].device)
+    squares = [torch.bmm(q, q.mT) if q.shape[1] <= q.shape[2] else torch.bmm(q.mT, q) for q in quotients]
+    matrices = _padded([*squares, *(job.stacks[0] for job in group if job.wanted is Wanted.ENTROPY)])
+    s = sum(map(len, squares))
+    total = _trace(matrices)
+    shares = matrices / total.where(total != 0, 1.0)
+    second = torch.bmm(shares, shares)
+    # The eighth root of the sum of eighth powers: at least the largest, at most k^(1/8) times it.
+    bound = (_norm(torch.bmm(second, second)) ** 0.25 * (1.0 + _ROUNDING)).where(total != 0, 1.0)
+    shares = shares / bound
+    if s:
+        w = _distance_from_one(matrices[:s], (bound[:s] * total[:s]).clamp(0.0, _LARGEST**2))
+        bases = torch.cat([_complement(shares), _complement(w), w, shares[:s]])
+        inner, norms = _powers_of(bases, _OCTAVES, scaled=s)
+    else:
+        inner, norms = _powers_of(_complement(shares), _ENTROPY_OCTAVES, scaled=0)
+    return _Measured(total.flatten(), bound.flatten(), inverted, inner, norms)
 
 
 def _padded(stacks: Sequence[Tensor]) -> Tensor:
@@ -145,98 +198,19 @@ def _padded(stacks: Sequence[Tensor]) -> Tensor:
     return together
 
 
-def _padding(groups: Sequence[Sequence[_Part]], sizes: Sequence[int]) -> Tensor:
-    """Return how many rows of zeros each matrix was padded with, as a column."""
-    added = [
-        max(sizes[job] for job, _ in group) - sizes[job]
-        for group in groups
-        for job, rows in group
-        for _ in range(rows.stop - rows.start)
-    ]
-    return torch.tensor(added, dtype=torch.float64)[:, None]
-
-
-def _by_job(results: Tensor, groups: Sequence[Sequence[_Part]]) -> list[Tensor]:
-    """Return the results of each job, given those of all groups one after the other."""
-    parts = [part for group in groups for part in group]
-    pieces = results.split([rows.stop - rows.start for _, rows in parts])
-    found: dict[int, list[Tensor]] = {}
-    for (job, _), piece in zip(parts, pieces, strict=True):
-        found.setdefault(job, []).append(piece)
-    return [torch.cat(found[job]) for job in sorted(found)]
-
-
-# --- Entropies -------------------------------------------------------------------------------------------------------
-
-
-def _entropy_sums(matrices: Tensor) -> Tensor:
-    """Return b and the traces of the powers of I - A / (b trace A) as rows."""
-    shares = matrices / _trace(matrices)[:, None, None]
-    bound = _upper_bound(shares)
-    rest = _complement(shares / bound[:, None, None])
-    return torch.cat([bound[:, None], _traces_of_powers(rest, _ENTROPY_OCTAVES)], dim=1)
-
-
-# --- Spectra ---------------------------------------------------------------------------------------------------------
-
-
-def _spectrum_sums(parts: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return the numbers, as rows, of which :func:`_spectrum_of_sums` makes those of the spectra.
-
-    Args:
-        parts: As the jobs of :func:`spectra`.
-    """
-    if len(parts[0]) == 1:
-        quotients = [matrices.double() for (matrices,) in parts]
-        inverted = torch.ones(sum(map(len, quotients)), dtype=torch.float64, device=quotients[0].device)
-    else:
-        quotients, inverted = _quotients(parts)
-    together = _padded([torch.bmm(q, q.mT) if q.shape[1] <= q.shape[2] else torch.bmm(q.mT, q) for q in quotients])
-    total = _trace(together)
-    shares = together / total.where(total != 0, 1.0)[:, None, None]
-    bound = _upper_bound(shares).where(total != 0, 1.0)
-    shares = shares / bound[:, None, None]
-    w = _distance_from_one(together, (bound * total).clamp(0.0, _LARGEST**2))
-    # One chain of powers for all three.
-    powers = _traces_of_powers(torch.cat([_complement(shares), _complement(w), w]), _OCTAVES)
-    scalars = [inverted, total, bound, *_traces_for_largest(shares)]
-    return torch.cat([torch.stack(scalars, dim=1), *powers.chunk(3)], dim=1)
-
-
-def _spectrum_of_sums(numbers: Tensor, k: Tensor, padding: Tensor) -> Tensor:
-    """Return the three numbers (n, 3) of each spectrum.
-
-    Args:
-        numbers: Of :func:`_spectrum_sums`, on the CPU.
-        k: How many singular values there are (n,).
-        padding: Rows of zeros (n, 1): eigenvalues of 1 of the first two matrices whose powers were taken.
-    """
-    inverted, total, bound, norm, trace, log_scale = numbers[:, :6].unbind(1)
-    of_shares, of_complement, of_w = numbers[:, 6:].chunk(3, dim=1)
-    of_shares, of_complement = of_shares - padding, of_complement - padding
-    share = ((norm.square() / trace).log().add(log_scale) / 2.0**_NORM_SQUARINGS).exp()
-    isometry = -(torch.cat([of_complement, of_w[:, 1:]], 1) @ _fit_of_logarithm()) / k
-    roots, root_times_log = (of_shares @ _fit_of_roots()).unbind(-1)
-    # The entropy of s_i = sqrt(q_i) over their sum S is log S - (sum s log s) / S, and sqrt(q) log q is 2 s log s.
-    rank = (roots.log() - 0.5 * root_times_log / roots) / k.log().where(k > 1, 1.0)
-    rank = rank.where(k > 1, 1.0).where(total != 0, 0.0)  # a single number has all of the sum
-    found = torch.stack([(share * bound * total).sqrt().where(total != 0, 0.0), isometry, rank], dim=-1)
-    fit = ((inverted - 1.0).abs() < _INVERTED) & (bound * total <= _LARGEST**2)
-    return found.where(fit[:, None], math.nan)
-
-
-def _quotients(parts: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Return M A^-1 for each pair of stacks, and the trace of A A^-1 over its size, which is 1 where A was inverted."""
-    grams = _padded([gram for _, gram in parts])
-    diagonal = grams.diagonal(dim1=-2, dim2=-1)
-    inverses = _inverse(grams, 1.0 / (1.5 * diagonal.amax(-1)), _LEAST)  # the mean of the extreme eigenvalues is 1.5
-    counts = [len(gram) for _, gram in parts]
+def _quotients(spectra: Sequence[Sequence[Tensor]], device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Return M or M A^-1 for each job, and the traces of A A^-1: the size of A where it was inverted."""
+    grams = [stacks[1] for stacks in spectra if len(stacks) > 1]
+    if not grams:
+        return [matrices.double() for (matrices,) in spectra], torch.empty(0, dtype=torch.float64, device=device)
+    together = _padded(grams)
+    positions = together.diagonal(dim1=-2, dim2=-1).amax(-1).view(-1, 1, 1)
+    inverses = _inverse(together, 1.0 / (1.5 * positions), _LEAST)  # 1.5 is the mean of the extreme eigenvalues
     quotients = [
         torch.bmm(matrices.double(), inverse[:, : gram.shape[-1], : gram.shape[-1]])
-        for (matrices, gram), inverse in zip(parts, inverses.split(counts), strict=True)
+        for (matrices, gram), inverse in zip(spectra, inverses.split([len(gram) for gram in grams]), strict=True)
     ]
-    traces = _inner(grams, inverses).split(counts)
-    return quotients, torch.cat([trace / gram.shape[-1] for (_, gram), trace in zip(parts, traces, strict=True)])
+    return quotients, _inner(together, inverses)
 
 
 def _distance_from_one(squares: Tensor, largest: Tensor) -> Tensor:
@@ -248,9 +222,9 @@ def _distance_from_one(squares: Tensor, largest: Tensor) -> Tensor:
 
     Args:
         squares: The matrices.
-        largest: Upper bounds (n,) of their eigenvalues, at most the square of ``_LARGEST``.
+        largest: Upper bounds (n, 1, 1) of their eigenvalues, at most the square of ``_LARGEST``.
     """
-    y = _inverse(_plus_identity(squares), 2.0 / (2.0 + largest), 2.0 / (2.0 + _LARGEST**2))
+    y = _inverse(_plus_identity(squares.clone()), 2.0 / (2.0 + largest), 2.0 / (2.0 + _LARGEST**2))
     return torch.baddbmm(y, y, y, beta=4.0, alpha=-4.0)
 
 
@@ -262,8 +236,8 @@ def _inverse(matrices: Tensor, start: Tensor, least: float) -> Tensor:
     steps (Pan and Schreiber, SIAM Journal on Scientific and Statistical Computing 12, 1991).
 
     Args:
-        matrices: A (n, k, k), symmetric positive definite.
-        start: The first multiple of the identity (n,).
+        matrices: A (n, k, k), symmetric positive definite. Zeros that it is padded with do no harm.
+        start: The first multiple of the identity (n, 1, 1).
         least: A lower bound of the eigenvalues of start A, which are at most 2 - ``least``.
     """
     inverse: Tensor | None = None
@@ -271,8 +245,8 @@ def _inverse(matrices: Tensor, start: Tensor, least: float) -> Tensor:
         image = least * (2.0 - least)
         c = 2.0 / (1.0 + image)
         if inverse is None:
-            inverse = (-c * start.square())[:, None, None] * matrices
-            inverse.diagonal(dim1=-2, dim2=-1).add_(2.0 * c * start[:, None])
+            inverse = matrices * (-c * start.square())
+            inverse.diagonal(dim1=-2, dim2=-1).add_(2.0 * c * start[:, 0])
         else:
             inverse = torch.baddbmm(inverse, inverse, torch.bmm(matrices, inverse), beta=2.0 * c, alpha=-c)
         least = c * image
@@ -280,30 +254,34 @@ def _inverse(matrices: Tensor, start: Tensor, least: float) -> Tensor:
     return inverse
 
 
-def _traces_for_largest(shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, of matrices with eigenvalues q up to 1, what gives the largest: (sum q^2m / sum q^m)^(1/m) with m = 2^12.
+def _powers_of(x: Tensor, octaves: int, *, scaled: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers ``inner`` and ``norms`` of :class:`_Measured`.
 
-    Returns:
-        The norm and the trace of a multiple of the m-th power, and the logarithm of what it was divided by.
+    Args:
+        x: Matrices with eigenvalues from 0 to 1.
+        octaves: J: norms of powers up to 2^(J - 1) are returned.
+        scaled: The powers of so many of the last ones are divided by their norm at the end of the first
+            rounds of squarings, so that their largest eigenvalue does not vanish before power ``2^_NORM_SQUARINGS``.
     """
-    power, log_scale = shares, torch.zeros(len(shares), dtype=torch.float64, device=shares.device)
-    for i in range(_NORM_SQUARINGS):
-        if i and i % 3 == 0:  # so that nothing vanishes
-            norm = _norm(power)
-            power = power / norm[:, None, None]
-            log_scale = log_scale + norm.log()
-        power = torch.bmm(power, power)
-        log_scale = 2.0 * log_scale
-    return _norm(power), _trace(power), log_scale
+    powers = x.new_empty(_ROUND, *x.shape)
+    norms, inner, last = [_norm(x)[None]], x, x
+    for begin in range(1, octaves, _ROUND):
+        count = min(_ROUND, octaves - begin)
+        for power in powers[:count]:
+            last = torch.bmm(last, last, out=power)
+        norms.append(_norm(powers[:count]))
+        if begin == 1:
+            pairs = ((x, powers[0]), (x, powers[1]), (powers[0], powers[1]))
+            inner = torch.stack([_trace(x).flatten(), *(_inner(a, b) for a, b in pairs)])
+        if scaled and begin + _ROUND < _NORM_SQUARINGS:
+            last[-scaled:].div_(norms[-1][-1, -scaled:])
+    return inner, torch.cat(norms).flatten(1)
 
 
-# --- Powers and fits -------------------------------------------------------------------------------------------------
-
-
-def _upper_bound(shares: Tensor) -> Tensor:
-    """Return (sum p^8)^(1/8) of the eigenvalues p of matrices: at least the largest, at most n^(1/8) times it."""
-    second = torch.bmm(shares, shares)
-    return _norm(torch.bmm(second, second)) ** 0.25 * (1.0 + _ROUNDING)
+def _plus_identity(matrices: Tensor) -> Tensor:
+    """Return I + A in place of A."""
+    matrices.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return matrices
 
 
 def _complement(matrices: Tensor) -> Tensor:
@@ -311,43 +289,68 @@ def _complement(matrices: Tensor) -> Tensor:
     return _plus_identity(-matrices)
 
 
-def _plus_identity(matrices: Tensor) -> Tensor:
-    """Return I + A."""
-    more = matrices.clone()
-    more.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    return more
-
-
 def _trace(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
+    """Return the traces (n, 1, 1)."""
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((-2, -1), dtype=torch.float64)
+    """Return the scalar products <A, B> (n,)."""
+    return (a * b).sum((-2, -1))
 
 
 def _norm(a: Tensor) -> Tensor:
-    """Return the Frobenius norms: the square roots of <A, A>."""
-    return torch.linalg.vector_norm(a, dim=(-2, -1), dtype=torch.float64)
+    """Return the Frobenius norms (..., 1, 1): the square roots of <A, A>."""
+    return torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
+
+
+# --- On the CPU ------------------------------------------------------------------------------------------------------
+
+
+def _results(jobs: Sequence[Job], measured: _Measured) -> Tensor:
+    """Return the results (n, 3) of a group, given the job of each matrix; entropies are in the first column."""
+    spectra = sum(job.wanted is Wanted.SPECTRUM for job in jobs)
+    k = torch.tensor([job.size for job in jobs], dtype=torch.float64)
+    norms, inner = measured.norms, measured.inner
+    # The traces of the powers 1, 2, 3, 4, 5, 6, 8, 16, ...
+    low = [inner[0], norms[0].square(), inner[1], norms[1].square(), inner[2], inner[3]]
+    traces = torch.stack([*low, *norms[2:].square()], dim=1)
+    of_q, of_w = traces[: len(jobs) + spectra].split([len(jobs), spectra]), traces[len(jobs) + spectra :][:spectra]
+    padding = k.max() - k  # I - Q and I - W have so many eigenvalues of 1 too many
+    q = torch.cat([k[:, None], of_q[0] - padding[:, None]], dim=1)
+    results = torch.full((len(jobs), 3), math.nan, dtype=torch.float64)
+    bound = measured.bound
+    entropies = bound * (q[:, : len(_exponents(_ENTROPY_OCTAVES))] @ _fit_of_entropy()) - bound.log()
+    results[:, 0] = entropies.where(measured.total != 0, math.nan)
+    if spectra:
+        k, padding = k[:spectra], padding[:spectra]
+        w = torch.cat([k[:, None], of_q[1] - padding[:, None], of_w], dim=1)
+        total, bound = measured.total[:spectra], bound[:spectra]
+        isometry = -(w @ _fit_of_logarithm()) / k
+        roots, root_times_log = (q[:spectra] @ _fit_of_roots()).unbind(-1)
+        # The entropy of s_i = sqrt(q_i) over their sum S is log S - (sum s log s) / S, and sqrt(q) log q is 2 s log s.
+        rank = (roots.log() - 0.5 * root_times_log / roots) / k.log().where(k > 1, 1.0)
+        rank = rank.where(k > 1, 1.0).where(total != 0, 0.0)  # a single number has all of the sum
+        square = total * bound * _largest(norms[:, -spectra:])
+        found = torch.stack([square.sqrt().where(total != 0, 0.0), isometry, rank], dim=-1)
+        fit = bound * total <= _LARGEST**2
+        if len(measured.inverted):
+            widest = torch.tensor([job.widest for job in jobs[:spectra]])
+            fit &= (measured.inverted / widest - 1.0).abs() < _INVERTED
+        results[:spectra] = found.where(fit[:, None], math.nan)
+    return results
+
+
+def _largest(norms: Tensor) -> Tensor:
+    """Return the largest eigenvalues of Q, given the norms of its powers: (sum q^2m / sum q^m)^(1/m) with m = 2^12."""
+    logs = norms.log()
+    scales = sum(2 ** (_NORM_SQUARINGS - j) * logs[j] for j in range(_ROUND, _NORM_SQUARINGS, _ROUND))
+    return ((scales + 2.0 * (logs[_NORM_SQUARINGS] - logs[_NORM_SQUARINGS - 1])) / 2**_NORM_SQUARINGS).exp()
 
 
 def _exponents(octaves: int) -> list[int]:
     """Return the exponents m, from 0."""
     return [0, 1, 2, 3, 4, 5, 6, 8, *(2**j for j in range(4, octaves + 1))]
-
-
-def _traces_of_powers(x: Tensor, octaves: int) -> Tensor:
-    """Return the traces (n, exponents) of the powers of (n, k, k) matrices; exponents up to 2^octaves."""
-    second = torch.bmm(x, x)
-    fourth = torch.bmm(second, second)
-    power, norms = fourth, [_norm(x), _norm(second), _norm(fourth)]
-    for _ in range(octaves - 3):
-        power = torch.bmm(power, power)
-        norms.append(_norm(power))
-    of_two, of_four, *others = torch.stack(norms).square().unbind()
-    dimension = torch.full_like(of_two, x.shape[-1])
-    low = [_trace(x), of_two, _inner(x, second), of_four, _inner(x, fourth), _inner(second, fourth)]
-    return torch.stack([dimension, *low, *others], dim=-1)
 
 
 def _powers(x: Tensor, octaves: int) -> Tensor:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from optuna_aznas import ProxyEvaluator
 from optuna_aznas.proxies import batching, matrix_functions, spectra
 from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition
+from optuna_aznas.proxies.matrix_functions import Job, Wanted
 from optuna_aznas.proxies.spectra import WIDE
 from tests.proxies.test_wide_features import (
     FEW,
@@ -32,15 +33,19 @@ from tests.proxies.test_wide_features import (
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def finished(launch, *jobs):
+def finished(wanted, *jobs):
     """The results of each job, as arrays."""
-    launched = launch([[stack.to(DEVICE) for stack in job] for job in jobs])
+    launched = matrix_functions.launch([Job(wanted, [stack.to(DEVICE) for stack in job]) for job in jobs])
     return [result.numpy() for result in launched.finish(launched.numbers.cpu())]
 
 
 def on_gpu(monkeypatch):
     """Let the CPU take the way of a GPU."""
-    monkeypatch.setattr(batching._Job, "is_for_products", property(lambda job: job.by_products is not None))
+
+    def products(job):
+        return None if job.by_products is None else Job(job.by_products, job.stacks)
+
+    monkeypatch.setattr(batching._Job, "products", property(products))
     monkeypatch.setattr(batching, "WIDE", 10**9)  # nothing is decomposed during the pass
 
 
@@ -55,7 +60,7 @@ def test_entropy(name, channels):
     x = matrix_of(SPECTRA[name](channels), 2 * channels, channels, np.random.default_rng(0))
     x -= x.mean(0)
     p = np.linalg.eigvalsh(x.T @ x).clip(0)
-    (found,) = finished(matrix_functions.entropies, [single(x.T @ x)])
+    (found,) = finished(Wanted.ENTROPY, [single(x.T @ x)])
     largest = p.max() / p.sum()
     assert found[0] == pytest.approx(entropy_of(p), abs=1e-5 + 4e-7 * largest * channels)
 
@@ -67,13 +72,13 @@ def test_entropy_of_many_channels_that_are_nearly_one(noise):
     channels = 2048
     x = torch.randn(512, 1, generator=generator) @ torch.randn(1, channels, generator=generator)
     scatter = spectra.scatter((x + noise * torch.randn(512, channels, generator=generator))[None])
-    ((found,),) = finished(matrix_functions.entropies, [scatter])
+    ((found,),) = finished(Wanted.ENTROPY, [scatter])
     p = np.linalg.eigvalsh(scatter[0].double().numpy()).clip(0)
     assert found == pytest.approx(entropy_of(p), abs=1e-3)
 
 
 def test_entropy_of_nothing():
-    assert math.isnan(finished(matrix_functions.entropies, [torch.zeros(1, WIDE, WIDE)])[0][0])
+    assert math.isnan(finished(Wanted.ENTROPY, [torch.zeros(1, WIDE, WIDE)])[0][0])
 
 
 @FEW
@@ -82,7 +87,7 @@ def test_spectrum(name, rows, columns, log_scale, seed):
     """Near the floor of the logarithm each singular value adds up to 0.06 over their number."""
     matrix = matrix_of(SPECTRA[name](min(rows, columns)), rows, columns, np.random.default_rng(seed)) * 10.0**log_scale
     sigma = np.linalg.svd(matrix.astype(np.float32).astype(float), compute_uv=False)
-    ((found,),) = finished(matrix_functions.spectra, [single(matrix)])
+    ((found,),) = finished(Wanted.SPECTRUM, [single(matrix)])
     if sigma[0] * len(sigma) ** (1 / 16) > 100:
         return
     expected = measured(matrix)
@@ -107,7 +112,7 @@ def test_least_squares(name, channels, channels_of_g, positions, seed):
     k = min(channels, channels_of_g)
     g = v @ matrix_of(np.resize(SPECTRA[name](max(k, 2)), k), channels, channels_of_g, rng)
     g = (g + 0.1 * rng.normal(size=g.shape)).astype(np.float32)
-    ((found,),) = finished(matrix_functions.spectra, [single(g.T @ v), single(v.T @ v)])
+    ((found,),) = finished(Wanted.SPECTRUM, [single(g.T @ v), single(v.T @ v)])
     if channels < 32 and positions < 30 and np.isnan(found).all():  # the matrix of v may be ill-conditioned
         return
     sigma = np.linalg.svd(np.linalg.lstsq(v, g, rcond=None)[0].T, compute_uv=False)
@@ -121,12 +126,12 @@ def test_least_squares(name, channels, channels_of_g, positions, seed):
 def test_what_cannot_be_measured_by_products_has_no_numbers():
     """Large singular values, numbers that are not finite, a singular matrix of v; the others keep theirs."""
     one = torch.eye(WIDE)
-    ((large, unknown, fine),) = finished(matrix_functions.spectra, [torch.stack([200 * one, math.nan * one, 3 * one])])
+    ((large, unknown, fine),) = finished(Wanted.SPECTRUM, [torch.stack([200 * one, math.nan * one, 3 * one])])
     assert np.isnan([large, unknown]).all()
     assert fine == pytest.approx([3.0, -math.log(3.0), 1.0], rel=1e-4)
     singular = one.clone()
     singular[:, 0] = singular[0] = 0.0
-    ((unknown, fine),) = finished(matrix_functions.spectra, [torch.stack([one] * 2), torch.stack([singular, 2 * one])])
+    ((unknown, fine),) = finished(Wanted.SPECTRUM, [torch.stack([one] * 2), torch.stack([singular, 2 * one])])
     assert np.isnan(unknown).all()
     assert fine == pytest.approx([0.5, -math.log(2.0), 1.0], rel=1e-4)
 
@@ -140,18 +145,28 @@ def test_matrices_of_several_sizes_are_as_each_alone(monkeypatch, constant, valu
     jobs = [[torch.cat([single(matrix_of(of(min(a, b)), a, b, rng)) for of in spectra_of])] for a, b in shapes]
     scatters = [[m.mT @ m] for (m,) in jobs]
     monkeypatch.setattr(matrix_functions, constant, value)
-    for launch, stacks in ((matrix_functions.spectra, jobs), (matrix_functions.entropies, scatters)):
-        together = finished(launch, *stacks)
+    for wanted, stacks in ((Wanted.SPECTRUM, jobs), (Wanted.ENTROPY, scatters)):
+        together = finished(wanted, *stacks)
         for (stack,), found in zip(stacks, together, strict=True):
-            alone = [finished(launch, [matrix[None]])[0][0] for matrix in stack]
+            alone = [finished(wanted, [matrix[None]])[0][0] for matrix in stack]
             np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-6)
+    mixed = [Job(Wanted.ENTROPY, scatters[2]), *(Job(Wanted.SPECTRUM, job) for job in jobs)]
+    launched = matrix_functions.launch([Job(w, [stack.to(DEVICE) for stack in stacks]) for w, stacks in mixed])
+    for job, found in zip(mixed, launched.finish(launched.numbers.cpu()), strict=True):
+        np.testing.assert_allclose(found, finished(job.wanted, job.stacks)[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("octaves", [18, 24])
-def test_powers_by_squaring(octaves):
-    x = torch.linspace(0, 1, 7, dtype=torch.float64)
-    traces = matrix_functions._traces_of_powers(torch.diag(x)[None], octaves)[0]
-    torch.testing.assert_close(traces, matrix_functions._powers(x, octaves).sum(0), rtol=1e-9, atol=1e-300)
+@pytest.mark.parametrize("octaves", [matrix_functions._ENTROPY_OCTAVES, matrix_functions._OCTAVES])
+@pytest.mark.parametrize("bound", [1.0, 0.5])
+def test_powers_by_squaring(octaves, bound):
+    x = bound * torch.linspace(0, 1, 7, dtype=torch.float64)
+    inner, norms = matrix_functions._powers_of(torch.diag(x)[None], octaves, scaled=0)
+    exponents = [1, 3, 5, 6, *(2 ** (j + 1) for j in range(octaves))]
+    found = torch.cat([inner, norms.square()])[:, 0]
+    torch.testing.assert_close(found, torch.stack([(x**m).sum() for m in exponents]), rtol=1e-9, atol=1e-300)
+    _, scaled = matrix_functions._powers_of(torch.diag(x)[None], octaves, scaled=1)
+    if octaves > matrix_functions._NORM_SQUARINGS:
+        assert matrix_functions._largest(scaled).item() == pytest.approx(bound, rel=1e-3)
 
 
 def test_scores_of_a_network_are_those_of_decompositions(monkeypatch):
@@ -176,7 +191,7 @@ def test_what_cannot_be_measured_by_products_is_decomposed(monkeypatch):
     on_gpu(monkeypatch)
 
     def reduction(stack):
-        return [Decomposition("spectrum", spectra.spectrum, [stack], matrix_functions.spectra)]
+        return [Decomposition("spectrum", spectra.spectrum, [stack], Wanted.SPECTRUM)]
 
     decompositions = BatchedDecompositions()
     for i, scale in enumerate([200.0, math.nan, 3.0]):
