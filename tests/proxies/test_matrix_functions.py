@@ -119,7 +119,9 @@ def test_least_squares(name, channels, channels_of_g, positions, seed):
     p = sigma / sigma.sum()
     rank = -(p * np.log(p)).sum() / math.log(k) if k > 1 else 1.0
     assert found[0] == pytest.approx(sigma[0], rel=1e-3)
-    assert found[1] == pytest.approx(-np.abs(np.log(np.maximum(sigma, 1e-3))).mean(), abs=2e-3)
+    near_floor = np.count_nonzero((sigma > 2e-4) & (sigma < 5e-3))
+    isometry = -np.abs(np.log(np.maximum(sigma, 1e-3))).mean()
+    assert found[1] == pytest.approx(isometry, abs=2e-4 + 0.06 * near_floor / k)
     assert found[2] == pytest.approx(rank, abs=2e-4)
 
 
