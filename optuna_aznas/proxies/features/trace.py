@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -116,12 +117,19 @@ def hand_on(tensor: Tensor, copy: Tensor) -> None:
 def _collect(arguments: Iterable[Any], given: list[int]) -> None:
     """Add the numbers of the operators that returned these arguments, or what they hold."""
     for argument in arguments:
+        kind = type(argument)
+        if kind in _PLAIN:
+            continue
         if isinstance(argument, Tensor):
             number = argument.__dict__.get(_OPERATOR)
             if number is not None and number >= 0:
                 given.append(number)
         elif isinstance(argument, tuple | list):
             _collect(argument, given)
+
+
+#: Types of arguments without tensors, which most arguments are.
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.Size}
 
 
 def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], n: int) -> str:
