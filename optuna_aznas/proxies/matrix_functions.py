@@ -155,36 +155,41 @@ def _length(rows: slice) -> int:
 class _Measured(NamedTuple):
     """The numbers of which :func:`_results` makes the results of a group of n matrices, s of them for spectra.
 
-    Q is a matrix over its trace and a bound of its largest eigenvalue. The spectra come first.
+    Q is a matrix over its trace and a bound of its largest eigenvalue; see :func:`_distance_from_one` for W. The spectra
+    come first.
     """
 
     total: Tensor  # (n,): traces
     bound: Tensor  # (n,): bounds of the largest eigenvalue over the trace
     inverted: Tensor  # (s,): traces of A A^-1; empty where there is no A
-    inner: Tensor  # (3, n + 3 s) for I - Q, and for spectra I - W, W and Q as X: <I, X>, <X, X^2>, <X, X^4>, <X^2, X^4>
+    inner: Tensor  # (4, n + 3 s): <I, X>, <X, X^2>, <X, X^4>, <X^2, X^4> with X = I - Q, and for spectra I - W, W and Q
     norms: Tensor  # (J, n + 3 s): norms of X, X^2, X^4, X^8, ...
 
 
 def _measured(group: Sequence[Job]) -> _Measured:
-    """Launch the products for a group of jobs. See :func:`_distance_from_one` for W."""
+    """Launch the products for a group of jobs."""
     spectra = [job.stacks for job in group if job.wanted is Wanted.SPECTRUM]
-    quotients, inverted = _quotients(spectra, group[0].stacks[0].device)
-    squares = [torch.bmm(q, q.mT) if q.shape[1] <= q.shape[2] else torch.bmm(q.mT, q) for q in quotients]
-    matrices = _padded([*squares, *(job.stacks[0] for job in group if job.wanted is Wanted.ENTROPY)])
+    squares, inverted = _squares(spectra, group[0].stacks[0].device)
     s = sum(map(len, squares))
+    squares += [job.stacks[0] for job in group if job.wanted is Wanted.ENTROPY]
+    total, bound, bases = _bases(_padded(squares), s)
+    del squares
+    inner, norms = _powers_of(bases, _OCTAVES if s else _ENTROPY_OCTAVES, scaled=s)
+    return _Measured(total.flatten(), bound.flatten(), inverted, inner, norms)
+
+
+def _bases(matrices: Tensor, s: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the traces and bounds (n, 1, 1) of :class:`_Measured`, and the matrices of which powers are taken."""
     total = _trace(matrices)
     shares = matrices / total.where(total != 0, 1.0)
     second = torch.bmm(shares, shares)
     # The eighth root of the sum of eighth powers: at least the largest, at most k^(1/8) times it.
     bound = (_norm(torch.bmm(second, second)) ** 0.25 * (1.0 + _ROUNDING)).where(total != 0, 1.0)
     shares = shares / bound
-    if s:
-        w = _distance_from_one(matrices[:s], (bound[:s] * total[:s]).clamp(0.0, _LARGEST**2))
-        bases = torch.cat([_complement(shares), _complement(w), w, shares[:s]])
-        inner, norms = _powers_of(bases, _OCTAVES, scaled=s)
-    else:
-        inner, norms = _powers_of(_complement(shares), _ENTROPY_OCTAVES, scaled=0)
-    return _Measured(total.flatten(), bound.flatten(), inverted, inner, norms)
+    if not s:
+        return total, bound, _complement(shares)
+    w = _distance_from_one(matrices[:s], (bound[:s] * total[:s]).clamp(0.0, _LARGEST**2))
+    return total, bound, torch.cat([_complement(shares), _complement(w), w, shares[:s]])
 
 
 def _padded(stacks: Sequence[Tensor]) -> Tensor:
@@ -198,19 +203,24 @@ def _padded(stacks: Sequence[Tensor]) -> Tensor:
     return together
 
 
-def _quotients(spectra: Sequence[Sequence[Tensor]], device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Return M or M A^-1 for each job, and the traces of A A^-1: the size of A where it was inverted."""
+def _squares(spectra: Sequence[Sequence[Tensor]], device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Return the products of M or M A^-1 with their transposes, and the traces of A A^-1: the size of A if exact."""
     grams = [stacks[1] for stacks in spectra if len(stacks) > 1]
     if not grams:
-        return [matrices.double() for (matrices,) in spectra], torch.empty(0, dtype=torch.float64, device=device)
+        return [_square(m.double()) for (m,) in spectra], torch.empty(0, dtype=torch.float64, device=device)
     together = _padded(grams)
     positions = together.diagonal(dim1=-2, dim2=-1).amax(-1).view(-1, 1, 1)
     inverses = _inverse(together, 1.0 / (1.5 * positions), _LEAST)  # 1.5 is the mean of the extreme eigenvalues
-    quotients = [
-        torch.bmm(matrices.double(), inverse[:, : gram.shape[-1], : gram.shape[-1]])
-        for (matrices, gram), inverse in zip(spectra, inverses.split([len(gram) for gram in grams]), strict=True)
+    squares = [
+        _square(torch.bmm(m.double(), inverse[:, : gram.shape[-1], : gram.shape[-1]]))
+        for (m, gram), inverse in zip(spectra, inverses.split([len(gram) for gram in grams]), strict=True)
     ]
-    return quotients, _inner(together, inverses)
+    return squares, _inner(together, inverses)
+
+
+def _square(m: Tensor) -> Tensor:
+    """Return M M^T or M^T M, whichever is smaller."""
+    return torch.bmm(m, m.mT) if m.shape[1] <= m.shape[2] else torch.bmm(m.mT, m)
 
 
 def _distance_from_one(squares: Tensor, largest: Tensor) -> Tensor:
