@@ -155,8 +155,8 @@ def _length(rows: slice) -> int:
 class _Measured(NamedTuple):
     """The numbers of which :func:`_results` makes the results of a group of n matrices, s of them for spectra.
 
-    Q is a matrix over its trace and a bound of its largest eigenvalue; see :func:`_distance_from_one` for W. The spectra
-    come first.
+    Q is a matrix over its trace and a bound of its largest eigenvalue; W is that of :func:`_distance_from_one`. The
+    spectra come first.
     """
 
     total: Tensor  # (n,): traces
