@@ -14,6 +14,7 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,7 @@ def collect(
 
     Raises:
         ValueError: A table in the folder was made with other settings or another version of the package's source.
+        BrokenProcessPool: A process was killed, for example for lack of memory. What was scored is kept.
     """
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,28 +129,30 @@ def collect(
             jobs += [_Job(name, key, seed, settings, data) for key in keys if key not in there]
     done, files = 0, {}
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_one_thread) as pool:
-        try:
-            results = pool.imap_unordered(_score_chunk, [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)])
-            while done < len(jobs):
-                left = limit_seconds - (time.perf_counter() - start)
-                for job, row in results.next(None if math.isinf(left) else max(left, 0.0)):
-                    path = tables.path_of(folder, job.space, job.seed)
-                    if path not in files:
-                        files[path] = tables.part_of(path).open("a", buffering=1)
-                        if files[path].tell() == 0:
-                            files[path].write(json.dumps({"about": abouts[path]}) + "\n")
-                    files[path].write(json.dumps(row) + "\n")
-                    rows[path].append(row)
-                    done += 1
-                    if done % 500 == 0:
-                        seconds = time.perf_counter() - start
-                        print(f"{done} of {len(jobs)} networks, {done / seconds:.1f} a second", flush=True)
-        except multiprocessing.TimeoutError:
-            pool.terminate()
+    pool = futures.ProcessPoolExecutor(workers, context, initializer=_one_thread)
+    try:
+        chunks = [pool.submit(_score_chunk, jobs[i : i + _CHUNK]) for i in range(0, len(jobs), _CHUNK)]
+        left = limit_seconds - (time.perf_counter() - start)
+        for chunk in futures.as_completed(chunks, None if math.isinf(left) else max(left, 0.0)):
+            for job, row in chunk.result():
+                path = tables.path_of(folder, job.space, job.seed)
+                if path not in files:
+                    files[path] = tables.part_of(path).open("a", buffering=1)
+                    if files[path].tell() == 0:
+                        files[path].write(json.dumps({"about": abouts[path]}) + "\n")
+                files[path].write(json.dumps(row) + "\n")
+                rows[path].append(row)
+                done += 1
+                if done % 500 == 0:
+                    seconds = time.perf_counter() - start
+                    print(f"{done} of {len(jobs)} networks, {done / seconds:.1f} a second", flush=True)
+    except futures.TimeoutError:
+        pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for file in files.values():
+            file.close()
     seconds = time.perf_counter() - start
-    for file in files.values():
-        file.close()
     for path, found in rows.items():
         if found:
             tables.write(path, found, abouts[path])

@@ -29,6 +29,7 @@ from optuna_aznas.proxies.context import FeaturePass, Jacobian
 from optuna_aznas.proxies.errors import ProxyEvaluationError
 from optuna_aznas.proxies.features.block_pass import BlockPass
 from optuna_aznas.proxies.features.grids import on_one_grid, position_rows
+from optuna_aznas.proxies.matrix_functions import Wanted
 from optuna_aznas.proxies.proxy import Needs, Proxy, Stage
 from optuna_aznas.proxies.scores import BlockScores
 from optuna_aznas.proxies.spectra import (
@@ -38,8 +39,8 @@ from optuna_aznas.proxies.spectra import (
     scatter,
     sign_gram,
     spectral_entropy,
+    spectrum,
     spectrum_of_few,
-    spectrum_or_squares,
 )
 
 _EPS_SIGMA = 1e-6  # keeps t finite at sigma = 0
@@ -227,21 +228,25 @@ def _few(positions: int, channels: int) -> bool:
 
 
 def _entropy_of_features(features: Tensor) -> list[Decomposition]:
-    return [Decomposition(_ENTROPY, spectral_entropy, [scatter(features)])]
+    return [Decomposition(_ENTROPY, spectral_entropy, [scatter(features)], Wanted.ENTROPY)]
 
 
 def _by_moment(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
-    measure = spectrum_of_few if _few(positions, channels) else spectrum_or_squares
-    return [Decomposition(_SPECTRUM, measure, [g.mT @ v / positions])]
+    cross = g.mT @ v / positions
+    if _few(positions, channels):
+        return [Decomposition(_SPECTRUM, spectrum_of_few, [cross])]
+    return [Decomposition(_SPECTRUM, spectrum, [cross], Wanted.SPECTRUM)]
 
 
 def _by_least_squares(g: Tensor, v: Tensor) -> list[Decomposition]:
     _, positions, channels = v.shape
     if positions < channels:
         return [Decomposition(_SPECTRUM, least_squares_norm_of_few, [g @ g.mT, sign_gram(v.mT)])]
-    measure = least_squares_spectrum_of_few if _few(positions, channels) else least_squares_spectrum
-    return [Decomposition(_SPECTRUM, measure, [g.mT @ v, sign_gram(v)])]
+    stacks = [g.mT @ v, sign_gram(v)]
+    if _few(positions, channels):
+        return [Decomposition(_SPECTRUM, least_squares_spectrum_of_few, stacks)]
+    return [Decomposition(_SPECTRUM, least_squares_spectrum, stacks, Wanted.SPECTRUM)]
 
 
 def _finiteness(g: Tensor, v: Tensor) -> list[Decomposition]:

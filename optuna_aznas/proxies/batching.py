@@ -1,9 +1,10 @@
 """Reducing the blocks' features to small matrices during a pass, and decomposing these in batches after it.
 
 On a GPU, launching a kernel for each block costs more than the computation. So the blocks' matrices wait until enough
-of them have come together, those of equal shapes are stacked and reduced by one kernel, and after the pass all reduced
-matrices are transferred and decomposed together. On a CPU matrices are reduced at once, while the cache holds them, and
-those of wide features are also decomposed at once, so that no two of them are held.
+of them have come together, and those of equal shapes are stacked and reduced by one kernel. After the pass all are
+measured on the GPU by products of matrices, and the CPU decomposes the few for which that does not do. On a CPU
+matrices are reduced at once, while the cache holds them, and those of wide features are also decomposed at once, so
+that no two of them are held.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from optuna_aznas.proxies.spectra import WIDE, Squares, spectrum_of_squares
+from optuna_aznas.proxies import matrix_functions
+from optuna_aznas.proxies.matrix_functions import Wanted
+from optuna_aznas.proxies.spectra import WIDE
 
 #: Bytes of features and gradients that may wait on a GPU.
 _PENDING_BYTES = 2**26
 
-#: Matrices with as many rows or columns are decomposed on the GPU, and so are wide ones; smaller ones on the CPU.
+#: Where products of matrices do not do, those with as many rows or columns are decomposed on the GPU, and wide ones.
 _LARGE = 512
 
 
@@ -29,14 +32,15 @@ class Decomposition(NamedTuple):
 
     Attributes:
         quantity: Name of the quantity.
-        function: Takes stacks (n, a, b) and returns a number (n,), or k numbers (n, k), of each; or :class:`Squares`,
-            whose spectra are the numbers.
+        function: Takes stacks (n, a, b) and returns a number (n,), or k numbers (n, k), of each.
         stacks: Its arguments; n is the number of blocks.
+        by_products: What a GPU measures of the stacks instead, by products of matrices; ``None``: it decomposes them.
     """
 
     quantity: str
-    function: Callable[..., Tensor | Squares]
+    function: Callable[..., Tensor]
     stacks: list[Tensor]
+    by_products: Wanted | None = None
 
 
 #: Takes stacks (n, rows, columns) and reduces them to smaller ones.
@@ -48,8 +52,9 @@ class _Job(NamedTuple):
 
     blocks: list[int]
     quantity: str
-    function: Callable[..., Tensor | Squares]
+    function: Callable[..., Tensor]
     stacks: list[Tensor]
+    by_products: Wanted | None
 
     @property
     def size(self) -> int:
@@ -57,9 +62,21 @@ class _Job(NamedTuple):
         return max(max(stack.shape[1:]) for stack in self.stacks)
 
     @property
+    def products(self) -> matrix_functions.Job | None:
+        """The same for products of matrices, where its matrices lie on a GPU."""
+        if self.by_products is None or self.stacks[0].device.type == "cpu":
+            return None
+        return matrix_functions.Job(self.by_products, self.stacks)
+
+    @property
     def is_for_gpu(self) -> bool:
-        """Whether a GPU is faster at it than a CPU."""
+        """Whether a GPU is faster than a CPU at decomposing its matrices."""
         return self.size >= _LARGE or min(min(stack.shape[1:]) for stack in self.stacks) >= WIDE
+
+    def rows(self, which: Sequence[int]) -> _Job:
+        """Return the job for some of its blocks, given by their positions among them, on the CPU."""
+        stacks = [stack[list(which)].cpu() for stack in self.stacks]
+        return self._replace(blocks=[self.blocks[k] for k in which], stacks=stacks)
 
 
 class BatchedDecompositions:
@@ -104,95 +121,67 @@ class BatchedDecompositions:
         is not finite, or the decomposition does not converge.
         """
         self.reduce()
-        alike: dict[Any, list[_Job]] = {}
-        for job in _on_cpu([job for job in self._jobs if job.quantity not in without]):
-            alike.setdefault((job.quantity, job.function, *(s.shape[1:] for s in job.stacks)), []).append(job)
-        self._decompose([_merged(jobs) for jobs in alike.values()])
+        jobs = [job for job in self._jobs if job.quantity not in without]
+        by_products = [(job, products) for job in jobs if (products := job.products) is not None]
+        launched = matrix_functions.launch([products for _, products in by_products])
+        self._decompose(_merged(_on_cpu([job for job in jobs if job.products is None])))
+        for (job, _), values in zip(by_products, launched.finish(launched.numbers.cpu()), strict=True):
+            self._keep(job, values)
+            unknown = values.view(len(values), -1)[:, 0].isnan().nonzero().flatten().tolist()
+            self._decompose([job.rows(unknown)] if unknown else [])
         return {quantity: [results.get(i, math.nan) for i in range(n)] for quantity, results in self._results.items()}
 
     def _decompose(self, jobs: Sequence[_Job]) -> None:
-        """Decompose the matrices of some jobs and keep the results of the blocks where this is possible.
+        """Decompose the matrices of some jobs and keep the results of the blocks where this is possible."""
+        for job in jobs:
+            flags = [torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]
+            finite = torch.stack(flags).all(0).tolist()
+            if not all(finite):
+                job = job.rows([k for k, flag in enumerate(finite) if flag])
+            for part, values in _parts(job):
+                self._keep(part, values)
 
-        A GPU is given its jobs first, and its results are waited for last.
-        """
-        on_gpu_first = sorted(_finite_parts(jobs), key=lambda job: job.stacks[0].device.type == "cpu")
-        launched = [(job.quantity, *part) for job in on_gpu_first for part in _parts(job)]
-        numbers = _finished([values for *_, values in launched])
-        for (quantity, blocks, _), values in zip(launched, numbers, strict=True):
-            self._results.setdefault(quantity, {}).update(zip(blocks, values.tolist(), strict=True))
-
-
-def _finished(results: Sequence[Tensor | Squares]) -> list[Tensor]:
-    """Return the results of decompositions, where spectra are left to measure those of one size together."""
-    numbers = {i: result for i, result in enumerate(results) if isinstance(result, Tensor)}
-    by_size: dict[int, dict[int, Tensor]] = {}
-    for i, result in enumerate(results):
-        if isinstance(result, Squares):
-            by_size.setdefault(result.matrices.shape[-1], {})[i] = result.matrices
-    for squares in by_size.values():
-        together = _spectra(torch.cat(list(squares.values())))
-        numbers |= zip(squares, together.split([len(stack) for stack in squares.values()]), strict=True)
-    return [numbers[i] for i in range(len(results))]
+    def _keep(self, job: _Job, values: Tensor) -> None:
+        self._results.setdefault(job.quantity, {}).update(zip(job.blocks, values.tolist(), strict=True))
 
 
-def _spectra(squares: Tensor) -> Tensor:
-    """Return the spectra of matrices; NaN where a decomposition does not converge."""
-    try:
-        return spectrum_of_squares(squares)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        if len(squares) == 1:
-            return squares.new_full((1, 3), math.nan)
-        return torch.cat([_spectra(each) for each in squares.split(1)])
-
-
-def _parts(job: _Job) -> list[tuple[list[int], Tensor | Squares]]:
-    """Return the results of a job and the blocks that they are for, without those where it does not converge."""
+def _parts(job: _Job) -> list[tuple[_Job, Tensor]]:
+    """Return a job with its results, or where it does not converge those of its blocks for which it does."""
     if not job.blocks:
         return []
     try:
-        return [(job.blocks, job.function(*job.stacks))]
+        return [(job, job.function(*job.stacks))]
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if len(job.blocks) == 1:
             return []
-        alone = (
-            job._replace(blocks=[i], stacks=[stack[k : k + 1] for stack in job.stacks])
-            for k, i in enumerate(job.blocks)
-        )
-        return [part for each in alone for part in _parts(each)]
+        return [part for k in range(len(job.blocks)) for part in _parts(job.rows([k]))]
 
 
-def _stacked(matrices: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0].unsqueeze(0)
-
-
-def _on_cpu(jobs: list[_Job]) -> list[_Job]:
+def _on_cpu(jobs: Sequence[_Job]) -> list[_Job]:
     """Move the stacks of all jobs to the CPU in one transfer, except those that a GPU decomposes faster."""
-    small = [job for job in jobs if not job.is_for_gpu]
-    stacks = [stack for job in small for stack in job.stacks]
-    if not stacks or stacks[0].device.type == "cpu":
-        return jobs
+    moving = {id(stack): stack for job in jobs if not job.is_for_gpu for stack in job.stacks}
+    if not moving:
+        return list(jobs)
+    stacks = list(moving.values())
+    if stacks[0].device.type == "cpu":
+        return list(jobs)
     pieces = torch.cat([stack.flatten() for stack in stacks]).cpu().split([stack.numel() for stack in stacks])
-    moved = iter([piece.view(stack.shape) for piece, stack in zip(pieces, stacks, strict=True)])
-    on_cpu = {id(job): [next(moved) for _ in job.stacks] for job in small}
-    return [job._replace(stacks=on_cpu.get(id(job), job.stacks)) for job in jobs]
+    on_cpu = {key: piece.view(stack.shape) for (key, stack), piece in zip(moving.items(), pieces, strict=True)}
+    return [job._replace(stacks=[on_cpu.get(id(stack), stack) for stack in job.stacks]) for job in jobs]
 
 
-def _merged(jobs: list[_Job]) -> _Job:
-    """Return one job for all blocks of several with equal shapes."""
+def _merged(jobs: Sequence[_Job]) -> list[_Job]:
+    """Put jobs of one kind whose matrices have equal shapes together."""
+    alike: dict[Any, list[_Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.quantity, job.function, *(stack.shape[1:] for stack in job.stacks)), []).append(job)
+    return [_together(some) if len(some) > 1 else some[0] for some in alike.values()]
+
+
+def _together(jobs: Sequence[_Job]) -> _Job:
     stacks = [torch.cat(column) for column in zip(*(job.stacks for job in jobs), strict=True)]
     return jobs[0]._replace(blocks=[i for job in jobs for i in job.blocks], stacks=stacks)
 
 
-def _finite_parts(jobs: Sequence[_Job]) -> list[_Job]:
-    """Return the jobs without the blocks whose matrices are not finite. Flags are transferred from a GPU together."""
-    flags = [torch.stack([torch.isfinite(stack).flatten(1).all(1) for stack in job.stacks]).all(0) for job in jobs]
-    on_gpu = [flag for flag in flags if flag.device.type != "cpu"]
-    moved = iter(torch.cat(on_gpu).cpu().split([len(flag) for flag in on_gpu]) if on_gpu else ())
-    finite = [flag if flag.device.type == "cpu" else next(moved) for flag in flags]
-    return [job if bool(kept.all()) else _kept(job, kept) for job, kept in zip(jobs, finite, strict=True)]
-
-
-def _kept(job: _Job, flags: Tensor) -> _Job:
-    """Return a job for those of its blocks whose flag (n,) is set."""
-    blocks = [i for i, flag in zip(job.blocks, flags.tolist(), strict=True) if flag]
-    return job._replace(blocks=blocks, stacks=[stack[flags.to(stack.device)] for stack in job.stacks])
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0].unsqueeze(0)

@@ -10,8 +10,6 @@ that would cost more than the network itself, so
   (:func:`_factored`), with a relative error of at most 1e-4 in every number that is returned;
 * where only the largest singular value is wanted, it comes from Lanczos iteration (:func:`_largest_singular_value`),
   with a relative error mostly below 1e-5, but up to 5e-3 where the largest ones are as close to each other;
-* on a GPU, entropies and spectra come from products of matrices alone (:mod:`~optuna_aznas.proxies.matrix_functions`,
-  where their errors are stated);
 * on a CPU, products of a matrix with itself take fewer operations than a general product (:func:`sign_gram`,
   :func:`_gram`), without another error than that of rounding.
 """
@@ -20,12 +18,10 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from optuna_aznas.proxies import matrix_functions
 from optuna_aznas.proxies.lanczos import largest_eigenvalue
 
 #: Channels from which a feature is wide.
@@ -61,8 +57,6 @@ def sign_gram(v: Tensor) -> Tensor:
 
 def spectral_entropy(scatters: Tensor) -> Tensor:
     """Return the entropy (nats) of the normalised eigenvalues of (n, C, C) scatter matrices; NaN for a zero matrix."""
-    if _by_products(scatters):
-        return matrix_functions.entropy(scatters)
     eigenvalues = torch.linalg.eigvalsh(scatters).clamp_min(0.0)  # rounding leaves some just below zero
     p = eigenvalues / eigenvalues.sum(dim=-1, keepdim=True)
     return -(p * torch.log(p + _EPS_ENTROPY)).sum(dim=-1)
@@ -76,30 +70,9 @@ def spectrum(matrices: Tensor) -> Tensor:
     many times faster than a singular value decomposition, as accurate for the largest value, and in double precision
     accurate enough for values above 1e-7 of it.
     """
-    return spectrum_of_squares(_squares(matrices))
-
-
-def spectrum_of_squares(squares: Tensor) -> Tensor:
-    """Return the same as :func:`spectrum`, given the (n, k, k) products of the matrices with their transposes."""
-    if _by_products(squares):
-        numbers = matrix_functions.spectrum(squares)
-        if numbers is not None:
-            return numbers
-    sigma = torch.linalg.eigvalsh(squares).clamp_min(0.0).sqrt()
+    sigma = torch.linalg.eigvalsh(_squares(matrices)).clamp_min(0.0).sqrt()
     isometry = -sigma.clamp_min(_FLOOR).log().abs().mean(dim=-1)
     return torch.stack([sigma[..., -1], isometry, _relative_entropy(sigma)], dim=-1)
-
-
-class Squares(NamedTuple):
-    """Matrices (n, k, k) for :func:`spectrum_of_squares`: those of several jobs can be measured together."""
-
-    matrices: Tensor
-
-
-def spectrum_or_squares(matrices: Tensor) -> Tensor | Squares:
-    """Return :func:`spectrum`, or on a GPU what is left to do for it where it comes from products of matrices."""
-    squares = _squares(matrices)
-    return Squares(squares) if _by_products(squares) else spectrum_of_squares(squares)
 
 
 def _squares(matrices: Tensor) -> Tensor:
@@ -115,8 +88,8 @@ def spectrum_of_few(matrices: Tensor) -> Tensor:
     return _with_nan(_largest_singular_value(matrices) if wide else spectrum(matrices)[..., 0])
 
 
-def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor | Squares:
-    """Return :func:`spectrum_or_squares` of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v.
+def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor:
+    """Return :func:`spectrum` of G = (sum g v^T)(sum v v^T)^-1, the least-squares solution of g = G v.
 
     Where the solution is not unique, G is the one with the smallest norm.
 
@@ -128,8 +101,8 @@ def least_squares_spectrum(cross: Tensor, gram: Tensor) -> Tensor | Squares:
     if factored is not None:
         cross, factor = factored
         half = torch.linalg.solve_triangular(factor.mT, cross, upper=True, left=False)
-        return spectrum_or_squares(torch.linalg.solve_triangular(factor, half, upper=False, left=False))
-    return spectrum_or_squares(_smallest_solution(cross, gram))
+        return spectrum(torch.linalg.solve_triangular(factor, half, upper=False, left=False))
+    return spectrum(_smallest_solution(cross, gram))
 
 
 def least_squares_spectrum_of_few(cross: Tensor, gram: Tensor) -> Tensor:
@@ -151,11 +124,6 @@ def least_squares_norm_of_few(g_gram: Tensor, v_gram: Tensor) -> Tensor:
     """
     root = _inverse_root(v_gram)
     return _with_nan(torch.linalg.eigvalsh(root.mT @ g_gram.double() @ root)[..., -1].clamp_min(0.0).sqrt())
-
-
-def _by_products(matrices: Tensor) -> bool:
-    """Whether matrices are wide ones on a GPU, which multiplies much faster than it decomposes."""
-    return matrices.device.type != "cpu" and min(matrices.shape[-2:]) >= WIDE
 
 
 def _smallest_solution(cross: Tensor, gram: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
+import time
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -191,6 +195,18 @@ def test_collecting_goes_on_where_it_stopped(tmp_path, shared_data, capsys):
     assert len(after.blocks["entropy"]) == len(after.shapes) == after.offsets[-1]
     with pytest.raises(ValueError, match="batch_size None, now 4"):
         command.main([*arguments, "--batch-size", "4", "--no-report"])
+
+
+def test_collecting_ends_where_a_process_is_killed(tmp_path):
+    """A pool of multiprocessing would wait for ever."""
+    arguments = (digits.SPACES[:1], [0], collect.Settings(("expressivity",), None, False, "cpu"))
+    with futures.ThreadPoolExecutor() as threads:
+        running = threads.submit(collect.collect, *arguments, folder=tmp_path, data=tmp_path)
+        while not (children := multiprocessing.active_children()) and not running.done():
+            time.sleep(0.01)
+        children[0].kill()
+        with pytest.raises(BrokenProcessPool):
+            running.result(timeout=60)
 
 
 @pytest.mark.parametrize("space", digits.SPACES)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from optuna_aznas.proxies.features import layout
 from optuna_aznas.proxies.features.operators import OperatorGraph
+from optuna_aznas.proxies.features.record import Recorder
 from optuna_aznas.proxies.features.trace import OperatorTrace
 from optuna_aznas.proxies.model.counting import MacCounter
 from optuna_aznas.proxies.model.forward import call_model, differentiate
@@ -115,6 +117,31 @@ class PassReport:
     graph: OperatorGraph | None = None
 
 
+class _Watch(TorchFunctionMode):
+    """Counts, records and traces every function of torch: one mode, as each costs as much as launching a kernel."""
+
+    def __init__(self, counter: MacCounter | None, recorder: Recorder | None, trace: OperatorTrace | None) -> None:
+        super().__init__()
+        self._counter, self._recorder, self._trace = counter, recorder, trace
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        activations = 0.0
+        if self._counter is None:
+            out = func(*args, **kwargs)
+        else:
+            before = self._counter.activations
+            out = self._counter.__torch_function__(func, types, args, kwargs)
+            activations = self._counter.activations - before
+        if self._recorder is not None:
+            out = self._recorder.note(func, args, kwargs, out)
+        if self._trace is not None:  # last, so that it sees what the model gets
+            self._trace.note(func, args, kwargs, out, activations)
+        return out
+
+
 class Reporter:
     """Counts, differentiates and reports the features of one pass.
 
@@ -127,7 +154,7 @@ class Reporter:
         self.names: list[str] = []
         self._counter = MacCounter() if request.count_macs else None
         self._macs_before = 0.0
-        self.trace = OperatorTrace(self._count_activations) if request.trace else None
+        self.trace = OperatorTrace() if request.trace else None
         self._graph: OperatorGraph | None = None
         self._activations = 0.0
 
@@ -136,23 +163,23 @@ class Reporter:
         """Multiply-accumulates of the pass so far; 0 where not counted."""
         return self._counter.total if self._counter is not None else 0.0
 
-    def _count_activations(self) -> float:
-        return self._counter.activations if self._counter is not None else 0.0
-
     @contextmanager
-    def running(self, mode: AbstractContextManager[Any] | None) -> Iterator[list[Any]]:
-        """Run the body with the request's substitutes, the counter and ``mode``; remove the hooks that it collects.
+    def running(self, recorder: Recorder | None, watched: Mapping[str, nn.Module]) -> Iterator[list[Any]]:
+        """Run the body with the request's substitutes, counted, recorded and traced; remove the hooks that it collects.
+
+        Args:
+            recorder: Records what functions return.
+            watched: Modules whose calls are recorded, by their names.
 
         Yields:
             The list to which the handles of hooks are added.
         """
-        with removing_hooks() as handles, substituted(self.request.state), ExitStack() as modes:
-            if self._counter is not None:
-                modes.enter_context(self._counter)
-            if mode is not None:
-                modes.enter_context(mode)
-            if self.trace is not None:  # last, so that it sees what the other modes return
-                modes.enter_context(self.trace)
+        hooks = recorder.hooks(watched) if recorder is not None else []
+        with (
+            removing_hooks() as handles,
+            substituted([*self.request.state, *hooks]),
+            _Watch(self._counter, recorder, self.trace),
+        ):
             yield handles
 
     def call(self, inputs: Any, last: Callable[[], tuple[str, torch.Size] | None] = lambda: None) -> Any:

@@ -14,8 +14,8 @@ _POOL = 2**20
 def random_signs(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """Return a function that draws independent +-1 entries in the shape and memory layout of a tensor.
 
-    Each random 64-bit word gives 64 entries, and each draw serves several tensors: drawing entries one by one would
-    cost more than running a block.
+    On a CPU, each random 64-bit word gives 64 entries, and each draw serves several tensors: drawing entries one by one
+    would cost more than running a block. On a GPU it takes two kernels.
 
     Args:
         generator: Source of the draws; the signs lie on its device.
@@ -26,6 +26,9 @@ def random_signs(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
 
     def draw(like: Tensor) -> Tensor:
         nonlocal signs_of_byte, pool
+        if like.device.type != "cpu":
+            zeros_and_ones = torch.empty_like(like).random_(0, 2, generator=generator)
+            return torch.threshold_(zeros_and_ones, 0.5, -1.0)
         if pool.numel() < like.numel() or pool.dtype != like.dtype:
             words = torch.empty(-(-max(like.numel(), _POOL) // 64), dtype=torch.int64, device=like.device)
             words.random_(-(2**63), None, generator=generator)  # all 64 bits

@@ -13,6 +13,7 @@ after i, and all roots lie at or before i.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Collection, Sequence
@@ -48,7 +49,13 @@ _FEWEST_PIECES = 3  # and that path has at least this many pieces with products
 
 def is_product(node: Node) -> bool:
     """Whether a node multiplies matrices or convolves."""
-    return _PRODUCT.match(node.name()) is not None
+    return _matches(_PRODUCT, node.name())
+
+
+@functools.cache
+def _matches(pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a name begins with a pattern; there are few names and many nodes."""
+    return pattern.match(name) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +151,13 @@ class Graph:
         inside = tuple(self.order[i] for i in interior)
         products = tuple(self.order[i] for i in (*interior, b) if self.product[i])
         residual = False
-        if products and interior and _SUM.match(end.name()):
+        if products and interior and _matches(_SUM, end.name()):
             free = {a}  # what is reached from the start without a product
             for i in interior:
                 if not self.product[i] and free.intersection(self.before[i]):
                     free.add(i)
             residual = bool(free.intersection(self.before[b]))
-        return Piece(start, end, inside, products, bool(interior), residual, _MERGE.match(end.name()) is not None)
+        return Piece(start, end, inside, products, bool(interior), residual, _matches(_MERGE, end.name()))
 
     def _opened(self, a: int, interior: Sequence[int], b: int) -> list[Piece] | None:
         """Split the piece between cut vertices a and b along the branch with most products; ``None`` if none dominates.

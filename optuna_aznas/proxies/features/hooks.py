@@ -52,12 +52,13 @@ def run_blocks(
     reporter = Reporter(request)
     recorder = Recorder(lambda: reporter.macs, on=False) if inside else None
     tracer = _Tracer(reporter, recorder, inside)
-    with reporter.running(recorder) as handles:
+    watched: dict[str, nn.Module] = {}
+    for name, within in inside.items():
+        watched |= _watched(name, blocks[name], within.units)
+    with reporter.running(recorder, watched) as handles:
         for name, module in blocks.items():
-            handles.append(module.register_forward_pre_hook(tracer.before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(tracer.after(name)))
-            if recorder is not None and name in inside:
-                recorder.watch(_watched(name, module, inside[name].units), handles)
+            handles.append(module.register_forward_pre_hook(_unseen(tracer.before(name)), with_kwargs=True))
+            handles.append(module.register_forward_hook(_unseen(tracer.after(name))))
         reporter.call(request.inputs, last=lambda: tracer.last)
     return reporter.summary(connected=tracer.is_connected(list(blocks)))
 
@@ -68,6 +69,16 @@ def _watched(name: str, block: nn.Module, units: Mapping[str, nn.Module]) -> dic
     for outer, module in ((name, block), *units.items()):
         watched |= {f"{outer}.{n}": m for n, m in module.named_modules() if n and n.count(".") < 2}
     return watched
+
+
+def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what a hook does neither be counted nor traced: it is not the model's own work."""
+
+    def unseen(*args: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return hook(*args)
+
+    return unseen
 
 
 class _Tracer:
@@ -149,8 +160,7 @@ class _Tracer:
             if name in self.inside and self.recorder is not None and self.recorder.on:
                 self.recorder.on = False
                 if source is not None:
-                    with torch._C.DisableTorchFunction():
-                        source = self._report_inside(name, module, source, feature)
+                    source = self._report_inside(name, module, source, feature)
                 self.recorder.clear()
             return replace_tensor(output, feature, self._cut(name + self._which_call(name), module, feature, source))
 
@@ -205,20 +215,19 @@ class _Tracer:
     def _cut(self, name: str, module: nn.Module, feature: Tensor, source: Tensor | None) -> Tensor:
         """Report a feature and return the detached copy that the rest of the network receives."""
         index = self._report(name, module, feature, source, self.reporter.macs)
-        with torch._C.DisableTorchFunction():  # this is not the model's own work, and not to be counted
-            leaf = feature.detach()
-            leaf.requires_grad_()  # also where no products are taken: the graph tells what a block starts from
-            self.leaf = leaf
-            setattr(leaf, _INDEX, index)
-            # A copy, because what follows may work in place, which autograd forbids on a leaf.
-            handed_on = leaf.clone()
+        leaf = feature.detach()
+        leaf.requires_grad_()  # also where no products are taken: the graph tells what a block starts from
+        self.leaf = leaf
+        setattr(leaf, _INDEX, index)
+        # A copy, because what follows may work in place, which autograd forbids on a leaf.
+        handed_on = leaf.clone()
         setattr(handed_on, _LEAF, leaf)
         hand_on(feature, handed_on)
         return handed_on
 
     def _report(self, name: str, module: nn.Module, feature: Tensor, source: Tensor | None, macs: float) -> int:
         self.looking_back = True
-        with torch._C.DisableTorchFunction(), without_autocast(feature.device.type):
+        with without_autocast(feature.device.type):
             previous = getattr(source, _INDEX, None)
             index = self.reporter.report(name, module, feature, source, macs=macs, previous=previous)
         self.looking_back = False

@@ -9,17 +9,21 @@ was running.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from optuna_aznas.proxies.features.blocks import has_children, has_weight
 from optuna_aznas.proxies.features.dataflow import Node
+from optuna_aznas.proxies.model.isolation import Substitute
 from optuna_aznas.proxies.model.nested import tensors_in
+
+#: Key of the recorder's hook among those of a module.
+_HOOK = "optuna_aznas"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Call:
     node: Node | None = None
 
 
-class Recorder(TorchFunctionMode):
+class Recorder:
     """Keeps the tensors that functions return while ``on``, by their node in the autograd graph.
 
     Args:
@@ -69,7 +73,6 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(self, macs: Callable[[], float], *, on: bool) -> None:
-        super().__init__()
         self._macs = macs
         self._stack: list[Call] = []
         self._numbers: dict[str, int] = {}
@@ -78,18 +81,15 @@ class Recorder(TorchFunctionMode):
         self.results: dict[Node, Result] = {}
         self.calls: list[Call] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Take note of what a function returned, and return what the model is to get in its place."""
         if self.on:
-            with torch._C.DisableTorchFunction():  # other modes would look at each attribute that is read here
-                if isinstance(out, Tensor):
-                    self._keep(out)
-                elif isinstance(out, tuple | list):
-                    for item in out:
-                        if isinstance(item, Tensor):
-                            self._keep(item)
+            if isinstance(out, Tensor):
+                self._keep(out)
+            elif isinstance(out, tuple | list):
+                for item in out:
+                    if isinstance(item, Tensor):
+                        self._keep(item)
         return out
 
     def _keep(self, tensor: Tensor) -> None:
@@ -111,19 +111,31 @@ class Recorder(TorchFunctionMode):
 
     def ends_module(self, result: Result) -> bool:
         """Whether a module with children, other than the whole model, returned this result."""
-        node = result.tensor.grad_fn
-        return any(call.node is node and call.name and has_children(call.module) for call in self.calls)
+        return result.tensor.grad_fn in self._ends
+
+    @functools.cached_property
+    def _ends(self) -> set[Node]:
+        """The nodes of what modules with children returned in the pass."""
+        return {call.node for call in self.calls if call.name and has_children(call.module)}
 
     def clear(self) -> None:
         """Drop what was recorded, to free its memory."""
         self.results.clear()
         self.calls.clear()
 
-    def watch(self, modules: Mapping[str, nn.Module], handles: list[Any]) -> None:
-        """Record the calls of modules from now on; the hooks' handles are added to ``handles``."""
-        for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(self._before(name)))
-            handles.append(module.register_forward_hook(self._after))
+    def hooks(self, modules: Mapping[str, nn.Module]) -> list[Substitute]:
+        """Return the hooks that record the calls of modules, to be put where torch keeps them.
+
+        Registering so many one by one, and removing them, would take as long as running some of the layers.
+        """
+        return [
+            hook
+            for name, module in modules.items()
+            for hook in (
+                Substitute(module._forward_pre_hooks, _HOOK, self._before(name)),
+                Substitute(module._forward_hooks, _HOOK, self._after),
+            )
+        ]
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:

@@ -71,13 +71,12 @@ class SourceRecorder(Recorder):
         self.sources[node_of(leaf)] = looked_up
         return leaf.clone()  # as what follows may work in place
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = super().__torch_function__(func, types, args, kwargs)
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Take note of what a function returned; if that is a source, return a leaf of the graph in its place."""
+        out = super().note(func, args, kwargs, out)
         if not self._whole or not isinstance(out, Tensor) or out.grad_fn is not None or not torch.is_grad_enabled():
             return out
-        given = [id(t) for t in tensors_in((args, kwargs or {})) if id(t) in self._whole]
+        given = [id(t) for t in tensors_in((args, kwargs)) if id(t) in self._whole]
         if given and out.is_floating_point():
             if func in _LOOKUPS or (func in _CASTS and given[0] == self._main):
                 out = self._source(out, looked_up=func in _LOOKUPS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -32,15 +33,10 @@ _Rule: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any], int], str]
 
 
 class OperatorTrace(TorchFunctionMode):
-    """Records the operators that run under it.
+    """Records the operators that run under it."""
 
-    Args:
-        count: Returns the activations counted so far, to which the operators that run under the trace add.
-    """
-
-    def __init__(self, count: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._count = count
         self._kinds = [INPUT]
         self._before: list[tuple[int, ...]] = [()]
         self._activations = [0.0]
@@ -80,13 +76,20 @@ class OperatorTrace(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        counted = self._count()
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.note(func, args, kwargs, out)
+        return out
+
+    def note(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, activations: float = 0.0
+    ) -> None:
+        """Take note of a function, of what it returned, and of how many activations it has."""
         rule = _rules.get(func)
         if rule is None:
             rule = _rules[func] = _rule(func)
         if rule is _CONSTANT:
-            return out
+            return
         given: list[int] = []
         _collect(args, given)
         if kwargs:
@@ -96,14 +99,14 @@ class OperatorTrace(TorchFunctionMode):
             if None not in numbers:
                 for tensor in tensors_in(out) if numbers else ():
                     tensor.__dict__[_OPERATOR] = -1
-                return out
+                return
             given.append(len(self._kinds) - 1)
         if rule is _OWN and args[0].__dict__.get(_OPERATOR, -1) < 0:
-            return out
-        kind = rule if isinstance(rule, str) else rule(args, kwargs or {}, len(given))
+            return
+        kind = rule if isinstance(rule, str) else rule(args, kwargs, len(given))
         if kind is _CONSTANT:
-            return out
-        number = given[0] if kind is _SAME or kind is _OWN else self._add(kind, given, self._count() - counted)
+            return
+        number = given[0] if kind is _SAME or kind is _OWN else self._add(kind, given, activations)
         if isinstance(out, Tensor):
             out.__dict__[_OPERATOR] = number
         elif out is None:  # __setitem__
@@ -111,7 +114,6 @@ class OperatorTrace(TorchFunctionMode):
         else:
             for tensor in tensors_in(out):
                 tensor.__dict__[_OPERATOR] = number
-        return out
 
     def _add(self, kind: str, given: list[int], activations: float) -> int:
         self._kinds.append(kind)
@@ -132,12 +134,19 @@ def hand_on(tensor: Tensor, copy: Tensor) -> None:
 def _collect(arguments: Iterable[Any], given: list[int]) -> None:
     """Add the numbers of the operators that returned these arguments, or what they hold."""
     for argument in arguments:
+        kind = type(argument)
+        if kind in _PLAIN:
+            continue
         if isinstance(argument, Tensor):
             number = argument.__dict__.get(_OPERATOR)
             if number is not None and number >= 0:
                 given.append(number)
         elif isinstance(argument, tuple | list):
             _collect(argument, given)
+
+
+#: Types of arguments without tensors, which most arguments are.
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.Size}
 
 
 def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], n: int) -> str:

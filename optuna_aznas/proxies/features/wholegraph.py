@@ -9,10 +9,11 @@ the graph need not be cut.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -65,8 +66,7 @@ def run_whole(request: PassRequest, *, with_input: bool = False) -> PassReport:
     model, reporter = request.model, Reporter(request)
     recorder = SourceRecorder(lambda: reporter.macs)
     given = recorder.as_sources(request.inputs)
-    with reporter.running(recorder) as handles:
-        recorder.watch(dict(model.named_modules()), handles)
+    with reporter.running(recorder, dict(model.named_modules())):
         output = reporter.call(given)
     recorder.on = False
     end = next((t.grad_fn for t in tensors_in(output) if t.grad_fn is not None), None)
@@ -299,10 +299,11 @@ def _continues(feature: Tensor, later: Tensor, node: Node) -> bool:
 
 def _report(features: Sequence[_Feature], recorder: SourceRecorder, reporter: Reporter) -> None:
     indices: dict[Node, int] = {}
+    numbers = Counter(type(call.module) for call in recorder.calls if type(call.module) not in _CONTAINERS)
     begin = 0
     for feature in features:
         result, start = feature.result, feature.previous
-        name, module, layers = _name(result, begin, recorder)
+        name, module, layers = _name(result, begin, recorder, numbers)
         indices[result.tensor.grad_fn] = reporter.report(
             name,
             module,
@@ -315,25 +316,33 @@ def _report(features: Sequence[_Feature], recorder: SourceRecorder, reporter: Re
         begin = result.index
 
 
-def _name(result: Result, begin: int, recorder: SourceRecorder) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
+def _name(
+    result: Result, begin: int, recorder: SourceRecorder, numbers: Mapping[type[nn.Module], int]
+) -> tuple[str, nn.Module, tuple[nn.Module, ...]]:
     """Return a feature's name, the module it is named after, and the layers that ran since the feature before.
 
     A feature is named after the module whose output it is, or else after the largest module that ran before it.
+
+    Args:
+        result: The feature.
+        begin: The index of the feature before.
+        recorder: What was computed.
+        numbers: How often modules of each class ran, without containers.
     """
     if result.tensor is recorder.input:
         root = next(call.module for call in recorder.calls if not call.name)
         return f"input of {type(root).__name__}", root, ()
-    begun = [call for call in recorder.calls if call.name and begin <= call.begin < result.index]
+    first, last = (bisect.bisect_left(recorder.calls, at, key=lambda call: call.begin) for at in (begin, result.index))
+    begun = [call for call in recorder.calls[first:last] if call.name]
     layers = tuple(call.module for call in begun if not has_children(call.module))
     giving = [call for call in begun if call.node is result.tensor.grad_fn]
     giving = [call for call in giving if has_children(call.module)] or giving
     if giving:  # a block rather than the stage that it ends: what there are most of
-        number = Counter(type(call.module) for call in recorder.calls if type(call.module) not in _CONTAINERS)
-        call = max(giving, key=lambda call: (type(call.module) in recorder.kinds, number[type(call.module)]))
+        call = max(giving, key=lambda call: (type(call.module) in recorder.kinds, numbers[type(call.module)]))
         return call.name + _number(call), call.module, layers
-    last = heaviest(begun, begin, result.index)
-    if last is not None:
-        return f"after {last.name}{_number(last)}", last.module, layers
+    largest = heaviest(begun, begin, result.index)
+    if largest is not None:
+        return f"after {largest.name}{_number(largest)}", largest.module, layers
     owner = next(call for call in recorder.calls if call.name == result.owner)
     return f"{result.owner or type(owner.module).__name__}, result {result.index}", owner.module, layers
 

@@ -37,6 +37,7 @@ _QUANTIZED = tuple(
 
 #: Attributes of a module that hold what is registered with it: parameters, buffers, modules, hooks.
 _REGISTRIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+_all_registries = operator.itemgetter(*_REGISTRIES)
 
 
 class Substitute(NamedTuple):
@@ -48,7 +49,7 @@ class Substitute(NamedTuple):
         tensor: The substitute.
     """
 
-    store: dict[str, Any]
+    store: dict[Any, Any]
     name: str
     tensor: Any
 
@@ -185,16 +186,15 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
     A forward may fill a parameter or buffer that was ``None``, add a module or hook, or keep a tensor, as
     :mod:`torch.nn.utils.prune` and the older ``weight_norm`` do with each forward's ``weight``.
     """
-    before = []
-    for module in modules:
-        attributes = module.__dict__.copy()
-        contents = {name: _copy(attributes[name]) for name in _REGISTRIES if attributes.get(name)}
-        before.append((module.__dict__, attributes, contents))
+    before = [(module.__dict__, module.__dict__.copy()) for module in modules]
+    registries = [registry for _, attributes in before for registry in _registries(attributes)]
+    entries = sum(map(len, registries))
+    filled = [(registry, _copy(registry)) for registry in registries if registry]
     try:
         yield
     finally:
-        for now, attributes, contents in before:
-            if _untouched(now, attributes, contents):
+        for now, attributes in before:
+            if len(now) == len(attributes) and all(map(operator.is_, now.values(), attributes.values())):
                 continue
             for name, value in list(now.items()):
                 was = attributes.get(name, _MISSING)
@@ -206,19 +206,21 @@ def _registered(modules: Sequence[nn.Module]) -> Iterator[None]:
             for name, value in attributes.items():
                 if name not in now and (name in _REGISTRIES or isinstance(value, Tensor)):
                     now[name] = value
-            for name in _REGISTRIES:
-                registry, kept = now.get(name), contents.get(name)
-                if registry is not None and (registry or kept) and not _same(registry, kept):
+        if sum(map(len, registries)) != entries or not all(_same(registry, copy) for registry, copy in filled):
+            contents = {id(registry): copy for registry, copy in filled}
+            for registry in registries:
+                kept = contents.get(id(registry), ())
+                if not _same(registry, kept):
                     registry.clear()
-                    registry.update(kept or ())
+                    registry.update(kept)
 
 
-def _untouched(now: dict[str, Any], attributes: dict[str, Any], contents: dict[str, Any]) -> bool:
-    """Whether a module's dict, and the registries in it that were not empty, hold the same objects as before."""
-    if len(now) != len(attributes) or not all(map(operator.is_, now.values(), attributes.values())):
-        return False
-    filled = [name for name in _REGISTRIES if attributes.get(name)]
-    return len(filled) == len(contents) and all(_same(attributes[name], contents.get(name)) for name in filled)
+def _registries(attributes: dict[str, Any]) -> Iterable[Any]:
+    """Return what holds a module's parameters, buffers, modules and hooks, given its attributes."""
+    try:
+        return _all_registries(attributes)
+    except KeyError:  # a module made by an older version of torch lacks some
+        return [attributes[name] for name in _REGISTRIES if attributes.get(name) is not None]
 
 
 def _copy(registry: dict[Any, Any] | set[Any]) -> dict[Any, Any] | set[Any]:
@@ -227,11 +229,13 @@ def _copy(registry: dict[Any, Any] | set[Any]) -> dict[Any, Any] | set[Any]:
 
 def _same(registry: Any, was: Any) -> bool:
     """Whether a registry holds the same objects as its copy in the same order."""
-    if was is None or len(registry) != len(was):
+    if len(registry) != len(was):
         return False
     if isinstance(registry, set):
         return bool(registry == was)
-    return all(map(operator.eq, registry, was)) and all(map(operator.is_, registry.values(), was.values()))
+    return not registry or (
+        all(map(operator.eq, registry, was)) and all(map(operator.is_, registry.values(), was.values()))
+    )
 
 
 def _precision_of(modules: Iterable[nn.Module]) -> torch.dtype:

@@ -53,7 +53,7 @@ class Reparametrized:
             elif isinstance(hook, SpectralNorm) and f"{hook.name}_u" in module._buffers:
                 vectors = [module._buffers.get(f"{hook.name}_{letter}") for letter in "uv"]
                 self._add(module._parameters[f"{hook.name}_orig"], vectors, _power(hook.reshape_weight_to_matrix))
-        if parametrize.is_parametrized(module):
+        if module._modules and parametrize.is_parametrized(module):
             parametrized: Any = module.parametrizations
             for name, chain in parametrized.items():
                 self._owners[id(chain)] = (module, name)
