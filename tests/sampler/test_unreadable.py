@@ -73,11 +73,13 @@ def test_no_attribute_stops_a_study(odd, n_objectives):
                 state=trial.state, values=values, params=trial.params, distributions=trial.distributions,
                 user_attrs=trial.user_attrs, system_attrs=trial.system_attrs,
             ))  # fmt: skip
-        study.optimize(returns, n_trials=5)
+        # With ten finished trials the hyperparameters of two objectives are Optuna's TPESampler's, which reads
+        # constraints itself and stops at those that are no numbers, also without this package.
+        study.optimize(returns, n_trials=3)
         scores = az.rank_scores(study)
-        assert {trial.number for trial in study.trials[-5:]} <= scores.keys()
+        assert {trial.number for trial in study.trials[-3:]} <= scores.keys()
         assert len(az.leaderboard(study, 3)) > 0
-    assert all(trial.state == TrialState.COMPLETE for trial in study.trials[-5:])
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials[-3:])
 
 
 @pytest.mark.parametrize(
