@@ -193,12 +193,15 @@ class Process:
         total = np.zeros((len(x), len(other)))
         for variance, term in zip(variances, self.terms, strict=True):
             columns, scale = self._scaled_columns(term, precisions)
-            if term.kind == "matern":
-                total += variance * matern(cdist(x[:, columns] * scale, other[:, columns] * scale, "sqeuclidean"))
-            elif term.kind == "linear":
-                total += variance * (x[:, columns] @ other[:, columns].T)
-            else:
+            if term.kind == "constant":
                 total += variance
+                continue
+            if term.kind == "linear":
+                part = x[:, columns] @ other[:, columns].T
+            else:
+                part = matern(squared_distances(x[:, columns] * scale, other[:, columns] * scale))
+            part *= variance
+            total += part
         return total
 
     def _diagonal(self, x: _Floats) -> _Floats:
@@ -221,10 +224,28 @@ class Process:
         return np.exp(theta[:n_terms]), np.exp(-2.0 * theta[n_terms:-1]), float(np.exp(theta[-1]))
 
 
+def squared_distances(x: _Floats, other: _Floats) -> _Floats:
+    """Return the squared distances (n, n') of rows (n, columns) and (n', columns), by their inner products.
+
+    With the tens of columns of architectures it takes a tenth of the time of scipy's ``cdist``. Its rounding errors are
+    some 1e-16 of the squared lengths of the rows.
+    """
+    squared = x @ other.T
+    squared *= -2.0
+    squared += np.einsum("ij,ij->i", x, x)[:, np.newaxis]
+    squared += np.einsum("ij,ij->i", other, other)
+    return np.maximum(squared, 0.0, out=squared)
+
+
 def matern(squared_distance: _Floats) -> _Floats:
     """Return the Matern-5/2 kernel of variance 1 by squared distances in units of the length scale."""
     d = np.sqrt(5.0 * squared_distance)
-    return (1.0 + d + d * d / 3.0) * np.exp(-d)
+    kernel = d / 3.0  # 1 + d + d^2 / 3 = (d / 3 + 1) d + 1, in place: these are the largest arrays of a proposal
+    kernel += 1.0
+    kernel *= d
+    kernel += 1.0
+    kernel *= np.exp(np.negative(d, out=d), out=d)
+    return kernel
 
 
 def matern_slope(squared_distance: _Floats) -> _Floats:
@@ -243,5 +264,5 @@ def interpolate(x: _Floats, y: _Floats, at: _Floats, length: float, noise: float
         length: Length scale of the kernel.
         noise: Variance of the noise.
     """
-    kernel = matern(cdist(x, x, "sqeuclidean") / length**2) + noise * np.eye(len(x))
-    return matern(cdist(at, x, "sqeuclidean") / length**2) @ cho_solve(cho_factor(kernel), y)
+    kernel = matern(squared_distances(x, x) / length**2) + noise * np.eye(len(x))
+    return matern(squared_distances(at, x) / length**2) @ cho_solve(cho_factor(kernel), y)
