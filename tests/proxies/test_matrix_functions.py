@@ -125,6 +125,19 @@ def test_least_squares(name, channels, channels_of_g, positions, seed):
     assert found[2] == pytest.approx(rank, abs=2e-4)
 
 
+def test_what_is_launched_stays_on_the_matrices_device():
+    """Meta tensors have a shape and a device alone: they raise where a number is waited for or a CPU tensor mixed in."""
+
+    def stack(*shape):
+        return torch.empty(shape, device="meta")
+
+    pairs = [Job(Wanted.SPECTRUM, [stack(3, 64, 128), stack(3, 128, 128)])]
+    alone = [Job(Wanted.SPECTRUM, [stack(3, 64, 128)])]
+    entropies = [Job(Wanted.ENTROPY, [stack(4, 64, 64)]), Job(Wanted.ENTROPY, [stack(2, 512, 512)])]
+    for jobs in (pairs, alone, entropies, entropies + pairs, entropies + alone):
+        assert matrix_functions.launch(jobs).numbers.device.type == "meta"
+
+
 def test_what_cannot_be_measured_by_products_has_no_numbers():
     """Large singular values, numbers that are not finite, a singular matrix of v; the others keep theirs."""
     one = torch.eye(WIDE)
