@@ -126,7 +126,7 @@ def test_least_squares(name, channels, channels_of_g, positions, seed):
 
 
 def test_what_is_launched_stays_on_the_matrices_device():
-    """Meta tensors have a shape and a device alone: they raise where a number is waited for or a CPU tensor joins in."""
+    """Meta tensors have a shape and a device alone: they raise where a number is awaited or a CPU tensor joins in."""
 
     def stack(*shape):
         return torch.empty(shape, device="meta")
