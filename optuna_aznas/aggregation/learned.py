@@ -85,8 +85,8 @@ class LearnedAggregation:
     Args:
         exploring: Expect larger linear effects of proxy scores and parameters from the start. Few trained values then
             change the ranking more, often for the worse, but errors of S are found sooner. Meant for choosing what to
-            train next, not for ranking. Without effect where hyperparameters are given: they explain much of the
-            trained values, and what few of them are left to say would be taken for effects of the architecture.
+            train next, not for ranking. Without effect where hyperparameters are given: large linear effects of the
+            architecture would then explain what the hyperparameters did.
         prior_correlation: Prior mean rho of the slope of trained values on S, above 0 and at most 1. Where
             hyperparameters are given, 0.7 of it.
 
