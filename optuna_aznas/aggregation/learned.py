@@ -30,14 +30,13 @@ from optuna_aznas.aggregation.table import as_table
 _Floats = npt.NDArray[np.float64]
 
 MIN_TRAINED = 5  # trained values below which nothing is learned: the ranking is that of S
-PRIOR_CORRELATION = 0.85  # rho by default, where networks differ in their architecture alone
-_ARCHITECTURE_SHARE = 0.7  # factor of rho where hyperparameters differ, too: about half of the variance is theirs then
+PRIOR_CORRELATION = 0.85  # rho by default
 
 # Log-normal priors: mean and standard deviation of the logarithm. The trained values have variance 1, and each group of
 # columns has variance 1. Where the mean is low, the evidence of the trained values has to outweigh it.
 _CONSTANT = (-1.0, 1.5)  # variance of the constant term
 _SLOPE = (-4.0, 1.0)  # variance of the slope on z: by how much rho may be wrong
-_SLOPE_EXPLORING = (-1.4, 1.0)  # the same, if exploring among architectures alone
+_SLOPE_EXPLORING = (-1.4, 1.0)  # the same, if exploring
 _LINEAR_RANKS = (-4.0, 1.0)  # variance of the linear term in proxy ranks
 _LINEAR_RANKS_EXPLORING = (0.0, 1.0)  # the same, if exploring
 _LINEAR_PARAMETERS = (-4.5, 1.0)  # variance of the linear term in the architecture's parameters
@@ -85,10 +84,8 @@ class LearnedAggregation:
     Args:
         exploring: Expect larger linear effects of proxy scores and parameters from the start. Few trained values then
             change the ranking more, often for the worse, but errors of S are found sooner. Meant for choosing what to
-            train next, not for ranking. Without effect where hyperparameters are given: large linear effects of the
-            architecture would then explain what the hyperparameters did.
-        prior_correlation: Prior mean rho of the slope of trained values on S, above 0 and at most 1. Where
-            hyperparameters are given, 0.7 of it.
+            train next, not for ranking.
+        prior_correlation: Prior mean rho of the slope of trained values on S, above 0 and at most 1.
 
     Raises:
         ValueError: ``prior_correlation`` is out of range.
@@ -200,11 +197,10 @@ class LearnedAggregation:
         """Return the posterior of networks by their ranks among the first ``n`` of them and their z."""
         values = np.asarray(networks.trained_values, dtype=np.float64)
         check_length("trained_values", values, n, 1)
+        prior_mean, prior_std = self._rho * z, float(np.sqrt(1.0 - self._rho**2))
+        columns, groups, terms = _architecture_terms(z, ranks, n, networks, self._exploring)
         trained = np.flatnonzero(~np.isnan(values))
         how = as_hyperparameters(networks.hyperparameters, n, trained)
-        rho = self._rho * (1.0 if how is None else _ARCHITECTURE_SHARE)
-        prior_mean, prior_std = rho * z, float(np.sqrt(1.0 - rho**2))
-        columns, groups, terms = _architecture_terms(z, ranks, n, networks, self._exploring and how is None)
         if how is not None:
             groups, terms = _with_hyperparameters(groups, terms, columns.shape[1], how.names)
         none = np.zeros(0)

@@ -38,6 +38,7 @@ from optuna_aznas.study.values import Description, same_distribution
 _MAX_TRIALS = 2000  # most trials whose posterior mean is computed
 _STARTUP_TOP = 20  # before n_startup_trainings, one of this many candidates with the highest rank scores is trained
 _PRIOR_CORRELATION = 0.5  # prior mean of the slope of trained values on the rank score
+_SHARED_CORRELATION = 0.35  # the same where no more parameters are the architecture's than hyperparameters
 _N_PARENTS = 20  # number of parents: the architectures with the highest posterior mean
 _MAX_KEPT_SCORES = 20_000  # candidates whose proxy scores are kept
 _DRAWS = 4  # most draws for each candidate that is wanted
@@ -211,7 +212,8 @@ class BayesianOptimisation:
         Before ``n_startup_trainings`` the order is that of S, with the first places at random.
         """
         how = data.hyperparameters.columns(data.positions)
-        posterior = cache.model.condition(Networks(data.table, data.values, data.parameters, how, data.s, data.graph))
+        model = cache.model(mostly_architecture=len(data.view.space) > len(data.hyperparameters))
+        posterior = model.condition(Networks(data.table, data.values, data.parameters, how, data.s, data.graph))
         cache.parents = _best_architectures(data, posterior)
         first = data.n_trials + len(data.running)
         new = np.arange(first, first + len(data.candidates))
@@ -263,13 +265,12 @@ class _Cache:
     """What is kept of one study from proposal to proposal, to save time.
 
     Attributes:
-        model: The learned ranking; it keeps its hyperparameters.
         parents: The architectures with the highest posterior mean, best first; none before the first proposal.
         proxy_scores: Candidates' proxy scores, ``None`` where the scorer failed.
     """
 
     def __init__(self) -> None:
-        self.model = LearnedAggregation(exploring=True, prior_correlation=_PRIOR_CORRELATION)
+        self._models: dict[bool, LearnedAggregation] = {}
         self.parents: list[Architecture] = []
         self.proxy_scores: dict[Key, CandidateScores | None] = {}
         self._space: Space = {}
@@ -278,6 +279,17 @@ class _Cache:
         self._graph_names: list[str] = []  # features of graphs that have occurred, sorted
         self._graph_rows: dict[int, _Floats] = {}  # their values by trial number
         self._conditions, self._conditions_from = ConditionalParameters([]), 0
+
+    def model(self, *, mostly_architecture: bool) -> LearnedAggregation:
+        """Return the learned ranking; it keeps its kernel's hyperparameters.
+
+        Where most parameters are the architecture's, it expects large linear effects of them and of the proxy scores.
+        Among many hyperparameters such effects would explain what the hyperparameters did.
+        """
+        if mostly_architecture not in self._models:
+            rho = _PRIOR_CORRELATION if mostly_architecture else _SHARED_CORRELATION
+            self._models[mostly_architecture] = LearnedAggregation(exploring=mostly_architecture, prior_correlation=rho)
+        return self._models[mostly_architecture]
 
     def keep(self, proxy_scores: Mapping[Key, CandidateScores | None]) -> None:
         """Keep candidates' proxy scores; the oldest ones make room."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import optuna_aznas as az
+from optuna_aznas.sampler import bayesian
 from optuna_aznas.sampler.admission import Admission
 from optuna_aznas.sampler.variation import Variation
 from optuna_aznas.sampler.view import StudyView
@@ -188,3 +189,27 @@ def test_an_examined_candidate_has_the_parameters_that_it_has():
     space = {"x0": CategoricalDistribution(CHOICES), "x9": CategoricalDistribution(CHOICES)}
     examined = admission.examine(StudyView(study, None), {"x0": "a"}, space, {})
     assert examined.architecture == {"x0": "a"}
+
+
+@pytest.mark.parametrize(("n_architecture", "n_rates", "expected"), [(3, 0, True), (3, 2, True), (2, 2, False)])
+def test_large_effects_are_expected_of_an_architecture_of_most_parameters(
+    monkeypatch, n_architecture, n_rates, expected
+):
+    """Among many hyperparameters they would explain what the hyperparameters did."""
+    made = []
+
+    class Spy(bayesian.LearnedAggregation):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            made.append((arguments["exploring"], arguments["prior_correlation"]))
+
+    def trains(trial):
+        choices = [trial.suggest_categorical(f"x{i}", CHOICES) for i in range(n_architecture)]
+        total = sum(map(CHOICES.index, choices))
+        az.record(trial, {"total": total, "first": CHOICES.index(choices[0])})
+        return total - sum(trial.suggest_float(f"rate{i}", 0.0, 1.0) for i in range(n_rates))
+
+    monkeypatch.setattr(bayesian, "LearnedAggregation", Spy)
+    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0, n_candidates=5))
+    study.optimize(trains, n_trials=8)
+    assert made[-1] == ((True, 0.5) if expected else (False, 0.35))
