@@ -66,7 +66,7 @@ def test_drivers_that_cut_a_password(password, cut):
     """With an unquoted delimiter in it, a driver takes part of the password for the host or the port."""
     url = f"postgresql://user:{password}@host/nas"
     for part in password.split(cut):
-        if len(part) >= 4:
+        if len(part) >= 4 and any(map(str.isalnum, part)):  # delimiters alone tell nothing
             assert part not in redact_url(f'could not translate host name "{part}@host" to address', url)
 
 
