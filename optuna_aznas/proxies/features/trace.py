@@ -1,6 +1,6 @@
 """OperatorTrace: records which operators of torch a model runs, and on whose results.
 
-The trace intercepts every function of torch during the forward pass. Each tensor that depends on the model's input
+The trace is told of every function of torch during the forward pass. Each tensor that depends on the model's input
 carries the number of the operator that returned it, as an attribute, so the trace keeps no tensor alive.
 
 A tensor that no operator has returned depends on the input all the same if it requires a gradient, as parameters do not
@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from optuna_aznas.proxies.features.operators import INPUT, OperatorGraph
 from optuna_aznas.proxies.model.nested import tensors_in
@@ -32,11 +31,10 @@ _CONSTANT = "constant"  # its result does not depend on the numbers that it is g
 _Rule: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any], int], str]
 
 
-class OperatorTrace(TorchFunctionMode):
-    """Records the operators that run under it."""
+class OperatorTrace:
+    """Records the operators of which it takes note."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._kinds = [INPUT]
         self._before: list[tuple[int, ...]] = [()]
         self._activations = [0.0]
@@ -73,17 +71,7 @@ class OperatorTrace(TorchFunctionMode):
                 reaching.update(self._before[i])
         return sum(self._activations[i] for i in reaching)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.note(func, args, kwargs, out)
-        return out
-
-    def note(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, activations: float = 0.0
-    ) -> None:
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, activations: float) -> None:
         """Take note of a function, of what it returned, and of how many activations it has."""
         rule = _rules.get(func)
         if rule is None:
