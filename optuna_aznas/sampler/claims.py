@@ -48,9 +48,17 @@ def first_unclaimed(view: StudyView, trial: FrozenTrial, candidates: Iterator[Ex
         candidates: Architectures, the best first.
     """
     candidate: Examined | None = None
+    reserved: list[Examined] = []
     for candidate in itertools.islice(candidates, _MAX_CLAIMS):
+        architecture = view.describe(candidate.architecture)
+        claimed = not view.is_reserved(architecture) and _claim(view, trial, architecture)
+        if view.is_reserved(architecture):  # it may have become so before the study was read again
+            reserved.append(candidate)
+        elif claimed:
+            return candidate
+    for candidate in reserved:
         if _claim(view, trial, view.describe(candidate.architecture)):
-            break
+            return candidate
     return candidate
 
 
@@ -59,7 +67,8 @@ def first_unclaimed_value(
 ) -> Any:
     """Return the first of some values of one parameter that no other unfinished trial has, claimed for ``trial``.
 
-    If there is none, it is one that the fewest other trials have; the last if each makes an evaluated architecture.
+    If there is none, it is one that the fewest other trials have, of those that leave room for one more trial if there
+    are any; the last if each makes an evaluated architecture.
 
     Args:
         view: The study.
@@ -85,7 +94,7 @@ def first_unclaimed_value(
         possible = [other for other in shared.values() if not view.is_evaluated(extended(other))]
         if not possible:
             break
-        value = min(possible, key=lambda other: len(view.rivals(extended(other))))
+        value = min(possible, key=lambda other: _crowding(view, extended(other)))
         if _claim(view, trial, extended(value)):
             break
     return value
@@ -113,6 +122,10 @@ def expected_architecture(
     if names is not None:
         return {name: expected[name] for name in names if name in expected}
     return {name: text for name, text in expected.items() if name not in hyperparameters}
+
+
+def _crowding(view: StudyView, architecture: Description) -> tuple[bool, int]:
+    return not view.has_room(architecture), len(view.rivals(architecture))
 
 
 def _claim(view: StudyView, trial: FrozenTrial, architecture: Description) -> bool:

@@ -73,6 +73,24 @@ class EvaluatedArchitectures:
     def __contains__(self, candidate: Description) -> bool:
         return _leads_to_evaluated(self._root, candidate) or frozenset(candidate.items()) in self._interrupted
 
+    def has_more_left(self, start: Description, n: int) -> bool:
+        """Whether more than ``n`` architectures with the parameters of ``start`` may not have been evaluated yet.
+
+        A value that no evaluated architecture has at its place in the tree counts once, whatever may follow it.
+        """
+        left, nodes = 0.0, [self._root]
+        while nodes and left <= n:
+            node = nodes.pop()
+            if node.is_complete:
+                continue
+            if not node.branches:  # nothing is known of what follows
+                return True
+            for name, branches in node.branches.items():
+                values = [start[name]] if name in start else branches.by_value
+                nodes += [branches.by_value[value] for value in values if value in branches.by_value]
+                left += (1 if name in start else branches.n_possible) - sum(v in branches.by_value for v in values)
+        return left > n
+
 
 def _leads_to_evaluated(node: _Node, candidate: Description) -> bool:
     """Whether a candidate that has arrived at ``node`` can only become an evaluated architecture.

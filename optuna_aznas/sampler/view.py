@@ -108,6 +108,22 @@ class StudyView:
         items = architecture.items()
         return {n for n, other in self._pending.items() if items <= other.items() or self._has(n, architecture)}
 
+    def has_room(self, architecture: Description) -> bool:
+        """Whether more architectures with these parameters are left than other trials that wait or run have them."""
+        return self._evaluated.has_more_left(architecture, len(self.rivals(architecture)))
+
+    def is_reserved(self, architecture: Description) -> bool:
+        """Whether another trial, whose parameters are suggested one by one, may need this architecture.
+
+        It runs, has some of these parameters and has not recorded yet, and there is no room for more trials with them.
+        """
+        open_ends = (
+            other
+            for number, other in self._pending.items()
+            if other and number not in self._recorded and other.items() < architecture.items()
+        )
+        return any(not self.has_room(other) for other in open_ends)
+
     def _has(self, number: int, architecture: Description) -> bool:
         """Whether a pending trial has this architecture.
 

@@ -7,8 +7,10 @@ import ast
 import optuna
 import pytest
 import sqlalchemy.event
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
 
 import optuna_aznas as az
 from optuna_aznas.sampler.view import StudyView
@@ -224,3 +226,34 @@ def test_a_claim_costs_no_more_statements_with_more_workers(tmp_path):
         return len(statements)
 
     assert n_statements(6) == n_statements(2)
+
+
+@pytest.mark.parametrize("n_left", [1, 2])
+def test_the_last_architectures_behind_the_values_of_a_slow_trial_are_left_to_it(n_left):
+    """A trial has suggested x, and y not yet. The last architecture behind its value is the last that others take."""
+    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0))
+    slow = study.ask()
+    x = slow.suggest_categorical("x", OPERATIONS[:3])
+    space = {"x": CategoricalDistribution(OPERATIONS[:3]), "y": CategoricalDistribution(OPERATIONS[:3])}
+    evaluated = [{"x": x, "y": y} for y in OPERATIONS[n_left:3]]
+    evaluated += [{"x": next(other for other in OPERATIONS[:3] if other != x), "y": "a"}]
+    for params in evaluated:
+        attrs = {"aznas:scores": {"a": 1.0, "b": 1.0}, "aznas:architecture": ["x", "y"]}
+        study.add_trial(create_trial(params=params, distributions=space, value=0.5, user_attrs=attrs))
+    proposed = [study.ask().relative_params for _ in range(9 - len(evaluated))]
+    *others, last = [params["x"] == x for params in proposed]
+    assert last
+    assert sum(others) == n_left - 1
+    slow.suggest_categorical("y", OPERATIONS[:3])
+
+
+@pytest.mark.filterwarnings("ignore:4 of 4 finished trials")
+def test_a_value_is_preferred_that_leaves_room_for_another_trial():
+    """Each value of x is another trial's too. The one architecture that is left with "a" is that trial's."""
+    study = optuna.create_study(direction="maximize", sampler=az.AZNASSampler(seed=0))
+    x, y = CategoricalDistribution(OPERATIONS[:2]), CategoricalDistribution(OPERATIONS[:4])
+    for params in [{"x": "a", "y": operation} for operation in "abc"] + [{"x": "b", "y": "a"}]:
+        study.add_trial(create_trial(params=params, distributions={"x": x, "y": y}, value=0.0))
+    for value in "abb":
+        study.add_trial(create_trial(state=TrialState.RUNNING, params={"x": value}, distributions={"x": x}))
+    assert study.ask().suggest_categorical("x", OPERATIONS[:2]) == "b"

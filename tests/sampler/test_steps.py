@@ -87,3 +87,19 @@ def test_a_step_beyond_a_bound_is_reflected(start, to_bound):
     expected = foldnorm(0.05 / 0.15, scale=0.15)
     assert np.mean(distances) == pytest.approx(expected.mean(), abs=5 * expected.std() / math.sqrt(4000))
     assert np.std(distances) == pytest.approx(expected.std(), rel=0.08)
+
+
+def test_how_many_architectures_are_left_behind_some_values():
+    evaluated = EvaluatedArchitectures()
+    space = {"x": IntDistribution(0, 2), "y": IntDistribution(0, 2), "z": FloatDistribution(0.0, 1.0)}
+    zero = describe({"x": 0}, space)
+    assert evaluated.has_more_left(zero, 10**6)  # nothing is known
+    for x, y in ((0, 0), (0, 1), (1, 0)):
+        params = {"x": x, "y": y}
+        evaluated.add(create_trial(params=params, distributions={name: space[name] for name in params}, value=0.0))
+    for start, n_left in (({}, 4), ({"x": 0}, 1), ({"x": 1}, 2), ({"x": 2}, 1), ({"y": 0}, 1), ({"x": 0, "y": 0}, 0)):
+        description = describe(start, space)
+        assert evaluated.has_more_left(description, n_left - 1) or n_left == 0
+        assert not evaluated.has_more_left(description, n_left)
+    evaluated.add(create_trial(params={"x": 0, "y": 2, "z": 0.5}, distributions=space, value=0.0))
+    assert evaluated.has_more_left(zero, 10**6)
