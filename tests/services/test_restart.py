@@ -81,15 +81,14 @@ def cluster(missing):
 
 @pytest.mark.crash
 @pytest.mark.postgres
-def test_four_workers_survive_restarts_of_postgresql(cluster):
+def test_four_workers_survive_restarts_of_postgresql(cluster, tmp_path):
     url = f"postgresql+psycopg://postgres@127.0.0.1:{cluster.port}/postgres"
     study = optuna.create_study(study_name="s", storage=az.open_storage(url), direction="maximize")
-    processes = [workers.start("az", url, "s", seed, 150) for seed in range(4)]
+    processes = workers.start_together(4, url, "s", 150, tmp_path)
     modes = {40: "fast", 90: "immediate"}  # stopped in order, and as by a crash, when so many trials are complete
     for least, mode in modes.items():
         while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < least:
-            dead = [process for process in processes if process.poll() is not None]
-            assert not dead, dead[0].communicate()[1]
+            workers.check_alive(processes)
             time.sleep(0.1)
         cluster.stop(mode)
         time.sleep(1)
@@ -110,12 +109,12 @@ def test_four_workers_survive_restarts_of_postgresql(cluster):
         assert trial.user_attrs["aznas:scores"].keys() == workers.scores_of(trial.params).keys()
 
 
-def survive(url, start_server, stop_server):
-    """Two workers; the server stops for a second when 20 trials are complete. Return their standard errors."""
+def survive(url, start_server, stop_server, folder):
+    """Two workers; the server stops for a second when 20 trials are complete. Return the states of the trials."""
     study = optuna.create_study(study_name="s", storage=az.open_storage(url), direction="maximize")
-    processes = [workers.start("az", url, "s", seed, 60) for seed in range(2)]
+    processes = workers.start_together(2, url, "s", 60, folder)
     while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 20:
-        assert all(process.poll() is None for process in processes)
+        workers.check_alive(processes)
         time.sleep(0.1)
     stop_server()
     time.sleep(1)
@@ -164,7 +163,7 @@ def test_workers_survive_a_restart_of_redis(server, missing, tmp_path):
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
     command += ["--appendonly", "yes", "--appendfsync", "always"]
     start(command, port)
-    states = survive(f"redis://127.0.0.1:{port}", lambda: start(command, port), stop)
+    states = survive(f"redis://127.0.0.1:{port}", lambda: start(command, port), stop, tmp_path)
     assert set(states) == {TrialState.COMPLETE}  # a record whose reply was lost is there once
 
 
@@ -183,7 +182,7 @@ def test_workers_survive_a_restart_of_the_grpc_proxy(server, tmp_path):
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-c", PROXY, f"sqlite:///{tmp_path}/nas.db", str(port)]
     start(command, port)
-    states = survive(f"grpc://127.0.0.1:{port}", lambda: start(command, port), stop)
+    states = survive(f"grpc://127.0.0.1:{port}", lambda: start(command, port), stop, tmp_path)
     assert set(states) <= {TrialState.COMPLETE, TrialState.RUNNING}  # what a lost reply may leave
 
 

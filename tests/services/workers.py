@@ -1,4 +1,7 @@
-"""Worker processes on one study: run as a module, ``python -m tests.services.workers KIND PLACE STUDY SEED TRIALS``."""
+"""Worker processes on one study: run as a module, ``python -m tests.services.workers KIND PLACE STUDY SEED TRIALS``.
+
+With ``FOLDER`` after that, a worker that has loaded the study says so there, and begins when the file ``go`` appears.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,28 @@ def open_storage(kind, place):
     return optuna.storages.JournalStorage(backend)
 
 
-def start(kind, place, name, seed, trials):
+def start(kind, place, name, seed, trials, *folder):
     """Start a worker that stops when the study has so many completed trials."""
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", __name__, kind, place, name, str(seed), str(trials)],
+        [sys.executable, "-W", "ignore", "-m", __name__, kind, place, name, str(seed), str(trials), *map(str, folder)],
         cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def start_together(n_workers, place, name, trials, folder):
+    """Start workers with seeds of their own, which all have loaded the study when the first of them begins."""
+    processes = [start("az", place, name, seed, trials, folder) for seed in range(n_workers)]
+    while len(list(folder.glob("ready-*"))) < n_workers:
+        check_alive(processes)
+        time.sleep(0.05)
+    (folder / "go").touch()
+    return processes
+
+
+def check_alive(processes):
+    """An error with a worker's messages if it has ended."""
+    ended = [process for process in processes if process.poll() is not None]
+    assert not ended, ended[0].communicate()[1]
 
 
 def finish(process):
@@ -70,14 +89,18 @@ def objective(trial):
     return scores_of(params)["size"] - abs(np.log10(lr) + 2)
 
 
-def main(kind, place, name, seed, trials):
+def main(kind, place, name, seed, trials, folder=None):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # With hyperparameters of its own the sampler trains good architectures more than once.
     sampler = az.AZNASSampler(seed=seed, hyperparameter_sampler=optuna.samplers.RandomSampler(seed=seed))
     study = optuna.load_study(study_name=name, storage=open_storage(kind, place), sampler=sampler)
+    if folder is not None:
+        Path(folder, f"ready-{seed}").touch()
+        while not Path(folder, "go").exists():
+            time.sleep(0.001)
     enough = optuna.study.MaxTrialsCallback(trials, states=(TrialState.COMPLETE,))
     study.optimize(objective, callbacks=[enough])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))
+    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]), *sys.argv[6:])
