@@ -5,9 +5,16 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import hypothesis
 import optuna
 import pytest
 import torch
+
+# The same examples in every run, so that what passes once passes again; --hypothesis-profile=explore draws new ones.
+# No deadlines: how long an example takes depends on how busy the machine is.
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

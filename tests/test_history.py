@@ -68,7 +68,7 @@ def assert_best(history, rows, n):
     assert (infeasible & set(best) == set()) or infeasible == set(range(len(rows)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batches, st.integers(1, 4))
 def test_best_of_a_growing_study(rows_in_batches, n):
     infeasible.clear()

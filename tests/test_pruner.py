@@ -58,7 +58,7 @@ def finish(study, trial, pruned):
     study.tell(trial, **({"state": TrialState.PRUNED} if pruned else {"values": 0.0}))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows, orders, fractions, st.integers(1, 5), st.integers(1, 8))
 def test_whatever_the_order_of_trials_keep_fraction_of_them_is_trained(rows, order, fraction, n_startup, workers):
     pruner = az.AZNASPruner(keep_fraction=fraction, n_startup_trials=n_startup)
@@ -82,7 +82,7 @@ def test_whatever_the_order_of_trials_keep_fraction_of_them_is_trained(rows, ord
         assert kept <= fraction * n + 4 * fraction + (1 - fraction) * workers + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rows, fractions)
 def test_no_state_outside_the_study(rows, fraction):
     decisions = []

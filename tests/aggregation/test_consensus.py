@@ -86,7 +86,7 @@ def test_a_small_study_needs_more_evidence():
 
 
 @given(st.integers(0, 10**6), st.integers(10, 60), st.integers(3, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_properties(seed, n, m):
     rng = np.random.default_rng(seed)
     table = rng.integers(0, 8, (n, m)).astype(float)

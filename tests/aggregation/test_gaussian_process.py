@@ -56,7 +56,7 @@ thetas = st.lists(st.floats(-1.5, 1.0), min_size=10, max_size=10)
 
 
 @given(thetas, st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_likelihood_is_that_of_a_multivariate_normal(theta, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(9, 5)), rng.normal(size=9)
@@ -67,7 +67,7 @@ def test_the_likelihood_is_that_of_a_multivariate_normal(theta, seed):
 
 
 @given(thetas, st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_gradient_is_that_of_the_likelihood(theta, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(12, 5)), rng.normal(size=12)
@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_likelihood(theta, seed):
 
 
 @given(thetas, st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_posterior_is_the_textbooks(theta, seed):
     rng = np.random.default_rng(seed)
     x, at, y = rng.normal(size=(12, 5)), rng.normal(size=(4, 5)), rng.normal(size=12)

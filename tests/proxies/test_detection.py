@@ -153,7 +153,7 @@ def agrees_with_what_is_kept(model, x, monkeypatch, jacobian="least-squares"):
     return scores
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     style=st.sampled_from(["pre", "post", "parallel", "in place"]),
     depth=st.integers(2, 4),
@@ -171,7 +171,7 @@ def test_transformers_in_many_ways(style, depth, way, class_token, jacobian):
     assert len(scores.blocks) == 1 + depth * (1 if style == "parallel" else 2)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(kinds=st.lists(st.sampled_from(["sum", "down"]), min_size=2, max_size=7))
 def test_convolutional_networks_written_out(kinds):
     """Two layers without a shortcut in a row are one block between residual sums, so they do not occur here."""

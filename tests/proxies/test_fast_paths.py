@@ -27,7 +27,7 @@ def random_signs(rows, columns, seed):
     return torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], (rows, columns))).float()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     positions=st.integers(1, 40),
     channels=st.integers(1, 24),
@@ -50,7 +50,7 @@ def test_least_squares_is_the_smallest_solution(positions, channels, channels_of
     assert math.isnan(iso) == math.isnan(rank) == (positions < 2 * channels)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=st.integers(1, 30), columns=st.integers(1, 30), log_scale=st.integers(-18, 18), seed=st.integers(0, 99))
 def test_spectral_norm(rows, columns, log_scale, seed):
     """Also where squares would leave the range of single precision."""
@@ -59,7 +59,7 @@ def test_spectral_norm(rows, columns, log_scale, seed):
     assert spectra.spectrum(matrix)[0, 0].item() == pytest.approx(expected, rel=1e-5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(positions=st.integers(2, 30), channels=st.integers(1, 30), seed=st.integers(0, 99))
 def test_entropy_from_either_side(positions, channels, seed):
     x = torch.from_numpy(np.random.default_rng(seed).normal(size=(positions, channels))).double()

@@ -106,14 +106,15 @@ def test_spectrum(name, rows, columns, log_scale, seed):
     seed=seeds,
 )
 def test_least_squares(name, channels, channels_of_g, positions, seed):
-    """From as few positions as there may be, if there are enough channels for the law of large numbers."""
+    """From as few positions as there may be, where the matrix of v has its eigenvalues within the stated bounds."""
     rng = np.random.default_rng(seed)
     v = signs(math.ceil(positions * channels), channels, rng)
     k = min(channels, channels_of_g)
     g = v @ matrix_of(np.resize(SPECTRA[name](max(k, 2)), k), channels, channels_of_g, rng)
     g = (g + 0.1 * rng.normal(size=g.shape)).astype(np.float32)
     ((found,),) = finished(Wanted.SPECTRUM, [single(g.T @ v), single(v.T @ v)])
-    if channels < 32 and positions < 30 and np.isnan(found).all():  # the matrix of v may be ill-conditioned
+    eigenvalues, least = np.linalg.eigvalsh(v.T @ v) / (1.5 * len(v)), matrix_functions._LEAST
+    if np.isnan(found).all() and not least <= eigenvalues.min() <= eigenvalues.max() <= 2.0 - least:
         return
     sigma = np.linalg.svd(np.linalg.lstsq(v, g, rcond=None)[0].T, compute_uv=False)
     p = sigma / sigma.sum()

@@ -41,7 +41,7 @@ def paths(graph, node):
 
 
 @given(graphs())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_paths_are_those_found_by_enumeration(graph):
     features = graph_features(graph)
     found = [[graph.kinds[i] for i in path] for path in paths(graph, len(graph.kinds) - 1)]
@@ -54,7 +54,7 @@ def test_paths_are_those_found_by_enumeration(graph):
 
 
 @given(graphs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_degrees_are_those_of_the_edges(graph):
     features = graph_features(graph)
     edges = [(p, i) for i, before in enumerate(graph.before) for p in before]

@@ -93,7 +93,7 @@ def test_few_positions_leave_the_spectrum_out():
     matrix=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6)),
     scale=st.floats(0.01, 100.0),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_spectrum_against_numpy(matrix, scale):
     a, b, seed = matrix
     m = np.random.default_rng(seed).standard_normal((a, b)) * scale

@@ -17,7 +17,7 @@ from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition
 from optuna_aznas.proxies.model.forward import differentiate
 from optuna_aznas.proxies.spectra import WIDE
 
-FEW = settings(deadline=None, max_examples=25)
+FEW = settings(max_examples=25)
 
 #: Singular values of k, from which the largest, their logarithms and their entropy are hard to find.
 SPECTRA = {

@@ -142,7 +142,7 @@ SPACES = {
 
 
 @given(st.sets(st.sampled_from(sorted(SPACES)), min_size=1), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_positions_are_values_of_their_distributions(names, seed):
     space = HyperparameterSpace({name: SPACES[name] for name in sorted(names)})
     rng = np.random.default_rng(seed)

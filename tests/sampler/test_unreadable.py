@@ -50,7 +50,7 @@ def objective(trial):
     return x * trial.suggest_float("lr", 0.0, 1.0)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(trials(), min_size=1, max_size=4), st.sampled_from([1, 2]))
 def test_no_attribute_stops_a_study(odd, n_objectives):
     sampler = az.AZNASSampler(seed=0, n_startup_trials=2, n_candidates=3, n_startup_trainings=2)

@@ -7,7 +7,7 @@ from decimal import Decimal
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -33,7 +33,6 @@ def of_grid(low, step, n):
     return FloatDistribution(float(low), float(low + (n - 1) * step), step=float(step))
 
 
-@settings(deadline=None)
 @given(grids(), st.integers(0, 2**32 - 1))
 def test_mutations_and_draws_stay_on_the_grid(grid, seed):
     low, step, n = grid
