@@ -74,6 +74,9 @@ class Process:
 
     def __init__(self, groups: Sequence[Group], terms: Sequence[Term], noise: Prior) -> None:
         self.groups, self.terms = tuple(groups), tuple(terms)
+        self._columns = [_as_slice([c for g in term.groups for c in groups[g].columns]) for term in terms]
+        group_of = {column: g for g, group in enumerate(groups) for column in group.columns}
+        self._group_of = [group_of[column] for column in range(len(group_of))]
         priors = [*(term.variance for term in terms), *(group.length for group in groups), noise]
         self._mean, self._deviation = np.array(priors).T
         self.theta = self._mean.copy()
@@ -190,38 +193,39 @@ class Process:
     def kernel(self, x: _Floats, other: _Floats) -> _Floats:
         """Return k(x, x') without the noise, shape (n, n'), of networks (n, columns) and (n', columns)."""
         variances, precisions, _ = self._unpack(self.theta)
+        scale = np.sqrt(precisions)[self._group_of]
+        scaled, scaled_other = x * scale, other * scale
         total = np.zeros((len(x), len(other)))
-        for variance, term in zip(variances, self.terms, strict=True):
-            columns, scale = self._scaled_columns(term, precisions)
+        for variance, term, columns in zip(variances, self.terms, self._columns, strict=True):
             if term.kind == "constant":
                 total += variance
                 continue
             if term.kind == "linear":
                 part = x[:, columns] @ other[:, columns].T
             else:
-                part = matern(squared_distances(x[:, columns] * scale, other[:, columns] * scale))
+                part = matern(squared_distances(scaled[:, columns], scaled_other[:, columns]))
             part *= variance
             total += part
         return total
 
     def _diagonal(self, x: _Floats) -> _Floats:
         """Return k(x, x), shape (n,)."""
-        variances, precisions, _ = self._unpack(self.theta)
+        variances, _, _ = self._unpack(self.theta)
         total = np.zeros(len(x))
-        for variance, term in zip(variances, self.terms, strict=True):
-            columns, _ = self._scaled_columns(term, precisions)
+        for variance, term, columns in zip(variances, self.terms, self._columns, strict=True):
             total += variance * ((x[:, columns] ** 2).sum(axis=1) if term.kind == "linear" else 1.0)
         return total
-
-    def _scaled_columns(self, term: Term, precisions: _Floats) -> tuple[list[int], _Floats]:
-        """Return the columns of a term, and 1 / l of each."""
-        columns = [column for g in term.groups for column in self.groups[g].columns]
-        return columns, np.array([np.sqrt(precisions[g]) for g in term.groups for _ in self.groups[g].columns])
 
     def _unpack(self, theta: _Floats) -> tuple[_Floats, _Floats, float]:
         """Return the variances c, the precisions 1 / l^2, and the variance of the noise."""
         n_terms = len(self.terms)
         return np.exp(theta[:n_terms]), np.exp(-2.0 * theta[n_terms:-1]), float(np.exp(theta[-1]))
+
+
+def _as_slice(columns: list[int]) -> slice | list[int]:
+    """Return columns as a slice, which copies nothing, where they follow each other."""
+    start = columns[0] if columns else 0
+    return slice(start, start + len(columns)) if columns == list(range(start, start + len(columns))) else columns
 
 
 def squared_distances(x: _Floats, other: _Floats) -> _Floats:

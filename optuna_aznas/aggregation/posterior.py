@@ -59,6 +59,12 @@ class Posterior(NamedTuple):
         residual, std = self.process.predict(self._rows(at, hyperparameters))
         return self.prior_mean[at] + residual, std
 
+    def mean(self, at: npt.NDArray[np.intp], hyperparameters: npt.ArrayLike | None = None) -> _Floats:
+        """Return the posterior mean alone, which takes less time."""
+        if self.process is None:
+            return self.prior_mean[at]
+        return self.prior_mean[at] + self.process.predict_mean(self._rows(at, hyperparameters))
+
     def assume_mean(self, at: npt.NDArray[np.intp], hyperparameters: npt.ArrayLike | None = None) -> None:
         """Condition on networks of the table, shape (k,), as if their trained values were their posterior means.
 

@@ -8,7 +8,7 @@ in their space). The expected improvement is that of Jones et al. (1998), its lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,8 +99,8 @@ class ProposalData:
 
 def maximise(
     data: ProposalData, posterior: Posterior, new: _Positions, rng: np.random.Generator
-) -> list[tuple[int, _Floats]]:
-    """Return configurations by expected improvement, the best first; of each architecture the best one.
+) -> Iterator[tuple[int, _Floats]]:
+    """Yield configurations by expected improvement, the best first; of each architecture the best one.
 
     Without hyperparameters all new architectures are compared. With them, each architecture, trained ones too, is
     combined with variations of the incumbents' hyperparameters and with random ones. Then the best points are varied
@@ -116,7 +116,7 @@ def maximise(
         points = _Points(new, np.zeros((len(new), len(data.hyperparameters))))
         gain = log_improvement(points)
     else:
-        mean, _ = posterior.predict(data.trained, data.hyperparameters.columns(data.positions[data.trained]).values)
+        mean = posterior.mean(data.trained, data.hyperparameters.columns(data.positions[data.trained]).values)
         incumbents = data.trained[np.argsort(-mean, kind="stable")[:_N_INCUMBENTS]]
         architectures = np.concatenate([new, incumbents])
         points = _first_points(data, architectures, incumbents, rng)
@@ -148,22 +148,30 @@ def _varied(data: ProposalData, points: _Points, architectures: _Positions, rng:
     return _Points(np.concatenate([rows, others]), np.vstack([data.hyperparameters.varied(positions, rng), positions]))
 
 
-def _best_of_each(data: ProposalData, points: _Points, gain: _Floats) -> list[tuple[int, _Floats]]:
-    """Return the best point of each architecture, best first, without configurations that were trained or run."""
-    known = [*data.trained, *range(data.n_trials, data.n_trials + len(data.running))]
-    held = {(_key(data, row), data.positions[row].tobytes()) for row in known if data.chooses_hyperparameters}
-    keys: dict[int, Key] = {}
+def _best_of_each(data: ProposalData, points: _Points, gain: _Floats) -> Iterator[tuple[int, _Floats]]:
+    """Yield the best point of each architecture, best first, without configurations that were trained or run."""
+    held: dict[bytes, list[int]] = {}  # rows of configurations that were trained or run, by their position
+    if data.chooses_hyperparameters:
+        for row in (*data.trained, *range(data.n_trials, data.n_trials + len(data.running))):
+            held.setdefault(data.positions[row].tobytes(), []).append(int(row))
+    keys = _Keys(data)
     seen: set[Key] = set()
-    best: list[tuple[int, _Floats]] = []
     for i in np.argsort(-gain, kind="stable"):
-        row = int(points.rows[i])
-        if row not in keys:
-            keys[row] = _key(data, row)
-        key = keys[row]
-        if key not in seen and (key, points.positions[i].tobytes()) not in held:
+        key = keys[int(points.rows[i])]
+        if key not in seen and all(keys[row] != key for row in held.get(points.positions[i].tobytes(), ())):
             seen.add(key)
-            best.append((row, points.positions[i]))
-    return best
+            yield int(points.rows[i]), points.positions[i]
+
+
+class _Keys(dict[int, Key]):
+    """What identifies the architectures of rows, found when it is asked for."""
+
+    def __init__(self, data: ProposalData) -> None:
+        super().__init__()
+        self._data = data
+
+    def __missing__(self, row: int) -> Key:
+        return self.setdefault(row, _key(self._data, row))
 
 
 def _key(data: ProposalData, row: int) -> Key:

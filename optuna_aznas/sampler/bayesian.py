@@ -87,7 +87,9 @@ class BayesianOptimisation:
 
     def search_space(self, view: StudyView) -> Space:
         """Return all architecture parameters of the study, and the hyperparameters that all trained trials have."""
-        return view.space | (_hyperparameters(view) if self._with_hyperparameters else {})
+        if not self._with_hyperparameters:
+            return view.space
+        return view.space | _hyperparameters(view, trained_values(view.history.trials, view.study.direction))
 
     def propose(self, view: StudyView, space: Space, fixed: Mapping[str, Any]) -> Iterator[Params]:
         """Yield configurations of one draw, the best first; of each architecture the best one.
@@ -110,7 +112,8 @@ class BayesianOptimisation:
     def _read(self, view: StudyView, space: Space, fixed: Mapping[str, Any], cache: _Cache) -> ProposalData:
         """Return all that one proposal works on."""
         trials = view.history.trials
-        hyperparameters = HyperparameterSpace(_hyperparameters(view))
+        places = trained_values(trials, view.study.direction)
+        hyperparameters = HyperparameterSpace(_hyperparameters(view, places))
         chooses_hyperparameters = any(name in space for name in hyperparameters.space)
         is_taken = view.is_pending if chooses_hyperparameters else view.holds
         candidates = self._draw_candidates(view, fixed, cache, is_taken)
@@ -119,7 +122,7 @@ class BayesianOptimisation:
         table = self._table(view, running, candidates, parameters)
         graph = _completed_graph(cache.graph(trials, [*running, *candidates]), parameters)
         values = np.full(len(table), np.nan)
-        values[: len(trials)] = trained_values(trials, view.study.direction)
+        values[: len(trials)] = places
         trained = np.flatnonzero(~np.isnan(values))
         positions = np.zeros((len(table), len(hyperparameters)))
         known = [trials[i].params for i in trained] + [candidate.params for candidate in running]
@@ -206,8 +209,8 @@ class BayesianOptimisation:
         table[len(view.history) : n] = np.array(scores).reshape(len(known), len(names))
         return complete_scores(table, np.arange(len(table)) < n, parameters)
 
-    def _ranked(self, data: ProposalData, cache: _Cache) -> list[tuple[int, _Floats]]:
-        """Return configurations, a row of the table and a position each, the one to train first.
+    def _ranked(self, data: ProposalData, cache: _Cache) -> Iterator[tuple[int, _Floats]]:
+        """Yield configurations, a row of the table and a position each, the one to train first.
 
         Before ``n_startup_trainings`` the order is that of S, with the first places at random.
         """
@@ -221,11 +224,13 @@ class BayesianOptimisation:
             by_rank_score = new[np.argsort(-data.s[new], kind="stable")]
             top = by_rank_score[: _STARTUP_TOP if self._scorer else None]
             order = [*self._variation.rng.permutation(top), *by_rank_score[len(top) :]]
-            return [(int(row), spread(data, self._variation.rng)) for row in order or data.trained]
+            for row in order or data.trained:
+                yield int(row), spread(data, self._variation.rng)
+            return
         if data.running:
             rows = data.n_trials + np.arange(len(data.running))
             posterior.assume_mean(rows, data.hyperparameters.columns(data.positions[rows]).values)
-        return maximise(data, posterior, new, self._variation.rng)
+        yield from maximise(data, posterior, new, self._variation.rng)
 
 
 def _completed_graph(columns: _Floats | None, parameters: Parameters) -> _Floats | None:
@@ -240,9 +245,8 @@ def _completed_graph(columns: _Floats | None, parameters: Parameters) -> _Floats
     return complete_scores(varied, is_known, parameters) if varied.shape[1] else None
 
 
-def _hyperparameters(view: StudyView) -> Space:
-    """Return the hyperparameters that all trained trials have."""
-    values = trained_values(view.history.trials, view.study.direction)
+def _hyperparameters(view: StudyView, values: _Floats) -> Space:
+    """Return the hyperparameters that all trained trials have, those that are not NaN in ``values``."""
     trained = [view.history.trials[i] for i in np.flatnonzero(~np.isnan(values))]
     return {n: d for n, d in hyperparameter_space(trained).items() if n in view.hyperparameter_names}
 
@@ -347,7 +351,7 @@ def _best_architectures(data: ProposalData, posterior: Posterior) -> list[Archit
     trials, space = data.view.history.trials, data.view.space
     first = data.n_trials + len(data.running)
     at = np.concatenate([data.trained[-_MAX_TRIALS:], np.arange(first, len(data.table))])
-    mean, _ = posterior.predict(at)
+    mean = posterior.mean(at)
     some_feasible = any(is_feasible(trial) for trial in trials)
     best: list[Architecture] = []
     for i in at[np.argsort(-mean, kind="stable")]:

@@ -38,6 +38,8 @@ class ConditionalParameters:
 
     def present(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the parameters that the architecture has."""
+        if not self._rules:
+            return dict(params)
         known: dict[str, bool] = {}
         for name in params:
             # What depends on what is a chain. It ends at a parameter that depends on none, or is known already; rules

@@ -35,17 +35,18 @@ def trained_values(trials: Sequence[FrozenTrial], direction: StudyDirection) -> 
     A value of NaN is the lowest.
     """
     sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
-    keys: list[tuple[float, float, float] | None] = []
-    for trial in trials:
-        if trial.state == TrialState.COMPLETE and trial.values is not None:
-            keys.append((1.0, 0.0, _sortable(sign * trial.values[0])))
+    keys: dict[int, tuple[float, float, float]] = {}  # by the trial's position
+    for i, trial in enumerate(trials):
+        if trial.state == TrialState.COMPLETE:
+            if trial.values is not None:
+                keys[i] = (1.0, 0.0, _sortable(sign * trial.values[0]))
         elif trial.state == TrialState.PRUNED and trial.intermediate_values:
             step, value = max(trial.intermediate_values.items())
-            keys.append((0.0, float(step), _sortable(sign * value)))
-        else:
-            keys.append(None)
-    places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
-    return np.array([math.nan if key is None else places[key] for key in keys])
+            keys[i] = (0.0, float(step), _sortable(sign * value))
+    places = {key: place for place, key in enumerate(sorted(set(keys.values())))}
+    found = np.full(len(trials), math.nan)
+    found[list(keys)] = [places[key] for key in keys.values()]
+    return found
 
 
 class Encoder:
@@ -115,7 +116,12 @@ class HyperparameterSpace:
         """Return the positions of configurations that have all of the hyperparameters, shape (n, h)."""
         found = np.zeros((len(params), len(self)))
         for column, (name, distribution) in zip(found.T, self.space.items(), strict=True):
-            column[:] = [_position(distribution, values[name]) for values in params]
+            values = [configuration[name] for configuration in params]
+            if isinstance(distribution, CategoricalDistribution):
+                column[:] = [_position(distribution, value) for value in values]
+            else:
+                assert isinstance(distribution, IntDistribution | FloatDistribution)
+                column[:] = _positions(distribution, np.array(values, dtype=np.float64))
         return found
 
     def params(self, position: _Floats) -> dict[str, Any]:

@@ -90,6 +90,11 @@ def index_of(distribution: CategoricalDistribution, value: Any) -> int:
             return index
         if value is None or isinstance(value, str):
             raise ValueError(f"{value!r} is not among the choices.")  # Optuna's message has all of them
+    else:
+        try:
+            return choices.index(value)
+        except ValueError:  # not there, NaN, or an array, whose comparison has no truth value
+            pass
     return int(distribution.to_internal_repr(value))
 
 
