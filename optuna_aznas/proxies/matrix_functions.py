@@ -2,15 +2,13 @@
 
 A GPU multiplies matrices hundreds of times faster than it decomposes them. With a symmetric matrix X whose eigenvalues
 x_i lie between 0 and 1, repeated squaring gives X^2, X^4, X^8, ..., and each scalar product of two of these is a sum of
-powers, <X^a, X^b> = sum_i x_i^(a + b). As x^m is about exp(-m (1 - x)), the powers with m = 1, 2, 4, ..., 2^J are
-exponentials whose rates grow geometrically. Sums of such exponentials approximate functions f(1 - x) with a
-singularity at 1 - x = 0, such as q log q or the square root, with an error that falls exponentially with J (Beylkin and
-Monzon, "On approximation of functions by exponential sums", Applied and Computational Harmonic Analysis 19, 2005). So
+powers, <X^a, X^b> = sum_i x_i^(a + b). Functions such as the entropy's are sums of such powers
+(``exponential_sums.py``), so
 
     sum_i f(1 - x_i) = sum_m c_m sum_i x_i^m, up to the number of eigenvalues times the error of the fit,
 
-with coefficients c_m that are fitted once by least squares. The eigenvalues are scaled into the interval by a bound
-that cannot lie below the largest: the eighth root of the sum of their eighth powers.
+with coefficients c_m that do not depend on X. The eigenvalues are scaled into the interval by a bound that cannot lie
+below the largest: the eighth root of the sum of their eighth powers.
 
 Launching a product takes longer than computing it unless the matrices are large. So matrices of several sizes are
 padded with zeros and multiplied together, and nothing waits for the GPU: the sums are launched (:class:`Launched`), and
@@ -22,7 +20,6 @@ are stated here against decompositions.
 from __future__ import annotations
 
 import enum
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -30,11 +27,10 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-_ENTROPY_OCTAVES = 18  # J for q log q: error 4e-7
-_OCTAVES = 24  # J for sqrt(q) and sqrt(q) log(q): errors 3e-5 and 6e-4, a tenth of that for q above 1e-5
+from optuna_aznas.proxies import exponential_sums
+from optuna_aznas.proxies.exponential_sums import ENTROPY_OCTAVES, LARGEST, OCTAVES
+
 _ROUND = 3  # squarings whose results are held at once
-_FLOOR = 1e-3  # singular values below it count as this in the logarithm
-_LARGEST = 100.0  # largest singular value up to which |log sigma| is fitted
 _NORM_SQUARINGS = 12  # for the largest singular value: error at most log(n) / 2^13, relative
 _BYTES = 3 * 2**24  # of the matrices whose powers are taken at once
 _PADDING = 2**31  # most k^3 of zeros in them: more take longer than launching the products of another group
@@ -174,7 +170,7 @@ def _measured(group: Sequence[Job]) -> _Measured:
     squares += [job.stacks[0] for job in group if job.wanted is Wanted.ENTROPY]
     total, bound, bases = _bases(_padded(squares), s)
     del squares
-    inner, norms = _powers_of(bases, _OCTAVES if s else _ENTROPY_OCTAVES, scaled=s)
+    inner, norms = _powers_of(bases, OCTAVES if s else ENTROPY_OCTAVES, scaled=s)
     return _Measured(total.flatten(), bound.flatten(), inverted, inner, norms)
 
 
@@ -188,7 +184,7 @@ def _bases(matrices: Tensor, s: int) -> tuple[Tensor, Tensor, Tensor]:
     shares = shares / bound
     if not s:
         return total, bound, _complement(shares)
-    w = _distance_from_one(matrices[:s], (bound[:s] * total[:s]).clamp(0.0, _LARGEST**2))
+    w = _distance_from_one(matrices[:s], (bound[:s] * total[:s]).clamp(0.0, LARGEST**2))
     return total, bound, torch.cat([_complement(shares), _complement(w), w, shares[:s]])
 
 
@@ -232,9 +228,9 @@ def _distance_from_one(squares: Tensor, largest: Tensor) -> Tensor:
 
     Args:
         squares: The matrices.
-        largest: Upper bounds (n, 1, 1) of their eigenvalues, at most the square of ``_LARGEST``.
+        largest: Upper bounds (n, 1, 1) of their eigenvalues, at most the square of ``LARGEST``.
     """
-    y = _inverse(_plus_identity(squares.clone()), 2.0 / (2.0 + largest), 2.0 / (2.0 + _LARGEST**2))
+    y = _inverse(_plus_identity(squares.clone()), 2.0 / (2.0 + largest), 2.0 / (2.0 + LARGEST**2))
     return torch.baddbmm(y, y, y, beta=4.0, alpha=-4.0)
 
 
@@ -330,20 +326,21 @@ def _results(jobs: Sequence[Job], measured: _Measured) -> Tensor:
     q = torch.cat([k[:, None], of_q[0] - padding[:, None]], dim=1)
     results = torch.full((len(jobs), 3), math.nan, dtype=torch.float64)
     bound = measured.bound
-    entropies = bound * (q[:, : len(_exponents(_ENTROPY_OCTAVES))] @ _fit_of_entropy()) - bound.log()
+    coefficients = exponential_sums.of_entropy()
+    entropies = bound * (q[:, : len(coefficients)] @ coefficients) - bound.log()
     results[:, 0] = entropies.where(measured.total != 0, math.nan)
     if spectra:
         k, padding = k[:spectra], padding[:spectra]
         w = torch.cat([k[:, None], of_q[1] - padding[:, None], of_w], dim=1)
         total, bound = measured.total[:spectra], bound[:spectra]
-        isometry = -(w @ _fit_of_logarithm()) / k
-        roots, root_times_log = (q[:spectra] @ _fit_of_roots()).unbind(-1)
+        isometry = -(w @ exponential_sums.of_logarithm()) / k
+        roots, root_times_log = (q[:spectra] @ exponential_sums.of_roots()).unbind(-1)
         # The entropy of s_i = sqrt(q_i) over their sum S is log S - (sum s log s) / S, and sqrt(q) log q is 2 s log s.
         rank = (roots.log() - 0.5 * root_times_log / roots) / k.log().where(k > 1, 1.0)
         rank = rank.where(k > 1, 1.0).where(total != 0, 0.0)  # a single number has all of the sum
         square = total * bound * _largest(norms[:, -spectra:])
         found = torch.stack([square.sqrt().where(total != 0, 0.0), isometry, rank], dim=-1)
-        fit = bound * total <= _LARGEST**2
+        fit = bound * total <= LARGEST**2
         if len(measured.inverted):
             widest = torch.tensor([job.widest for job in jobs[:spectra]])
             fit &= (measured.inverted / widest - 1.0).abs() < _INVERTED
@@ -356,59 +353,3 @@ def _largest(norms: Tensor) -> Tensor:
     logs = norms.log()
     scales = sum(2 ** (_NORM_SQUARINGS - j) * logs[j] for j in range(_ROUND, _NORM_SQUARINGS, _ROUND))
     return ((scales + 2.0 * (logs[_NORM_SQUARINGS] - logs[_NORM_SQUARINGS - 1])) / 2**_NORM_SQUARINGS).exp()
-
-
-def _exponents(octaves: int) -> list[int]:
-    """Return the exponents m, from 0."""
-    return [0, 1, 2, 3, 4, 5, 6, 8, *(2**j for j in range(4, octaves + 1))]
-
-
-def _powers(x: Tensor, octaves: int) -> Tensor:
-    """Return the powers (points, exponents) of numbers from 0 to 1."""
-    return x[:, None] ** torch.tensor(_exponents(octaves), dtype=torch.float64)
-
-
-def _fitted(basis: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-    solution = torch.linalg.lstsq(weights[:, None] * basis, weights[:, None] * values, rcond=1e-13, driver="gelsd")
-    return solution.solution
-
-
-def _shares_grid() -> tuple[Tensor, Tensor]:
-    """Return points q from 0 to 1 at which functions of them are fitted, and weights: as good as equal at 0."""
-    low = torch.logspace(-13, math.log10(0.5), 100, dtype=torch.float64)
-    q = torch.cat([torch.zeros(1, dtype=torch.float64), low, 1 - low.flip(0)])
-    weights = torch.ones_like(q)
-    weights[0] = 100.0  # of a matrix without full rank many eigenvalues are 0
-    return q, weights
-
-
-@functools.cache
-def _fit_of_entropy() -> Tensor:
-    """Return the coefficients (exponents,) of -q log q as a function of 1 - q."""
-    q, weights = _shares_grid()
-    return _fitted(_powers(1 - q, _ENTROPY_OCTAVES), torch.special.entr(q)[:, None], weights)[:, 0]
-
-
-@functools.cache
-def _fit_of_roots() -> Tensor:
-    """Return the coefficients (exponents, 2) of sqrt(q) and sqrt(q) log(q)."""
-    q, weights = _shares_grid()
-    values = torch.stack([q.sqrt(), torch.xlogy(q.sqrt(), q)], dim=-1)
-    return _fitted(_powers(1 - q, _OCTAVES), values, weights)
-
-
-@functools.cache
-def _fit_of_logarithm() -> Tensor:
-    """Return the coefficients of |log max(sigma, 0.001)| for the powers of 1 - w, then those of w."""
-    log_sigma = torch.linspace(-10.0, math.log(_LARGEST), 300, dtype=torch.float64)
-    near_one = torch.logspace(-9, -1, 60, dtype=torch.float64)
-    log_sigma = torch.cat([torch.tensor([-40.0], dtype=torch.float64), log_sigma, near_one, -near_one])
-    weights = torch.ones_like(log_sigma)
-    weights[log_sigma < -10.0] = 300.0  # where there is no full rank
-    weights[(log_sigma > -8.5) & (log_sigma < -5.5)] = 0.05  # the corner at the floor
-    return _fitted(_log_basis(log_sigma), log_sigma.clamp_min(math.log(_FLOOR)).abs()[:, None], weights)[:, 0]
-
-
-def _log_basis(log_sigma: Tensor) -> Tensor:
-    w = log_sigma.cosh() ** -2.0
-    return torch.cat([_powers(log_sigma.tanh() ** 2, _OCTAVES), _powers(w, _OCTAVES)[:, 1:]], dim=1)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optuna_aznas import ProxyEvaluator
-from optuna_aznas.proxies import batching, matrix_functions, spectra
+from optuna_aznas.proxies import batching, exponential_sums, matrix_functions, spectra
 from optuna_aznas.proxies.batching import BatchedDecompositions, Decomposition
 from optuna_aznas.proxies.matrix_functions import Job, Wanted
 from optuna_aznas.proxies.spectra import WIDE
@@ -172,7 +172,7 @@ def test_matrices_of_several_sizes_are_as_each_alone(monkeypatch, constant, valu
         np.testing.assert_allclose(found, finished(job.wanted, job.stacks)[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("octaves", [matrix_functions._ENTROPY_OCTAVES, matrix_functions._OCTAVES])
+@pytest.mark.parametrize("octaves", [exponential_sums.ENTROPY_OCTAVES, exponential_sums.OCTAVES])
 @pytest.mark.parametrize("bound", [1.0, 0.5])
 def test_powers_by_squaring(octaves, bound):
     x = bound * torch.linspace(0, 1, 7, dtype=torch.float64)
