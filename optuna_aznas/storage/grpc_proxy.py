@@ -39,4 +39,9 @@ def _is_unavailable(error: BaseException) -> bool:
     """Whether the proxy cannot be reached, or has stopped in the middle of a call."""
     import grpc  # type: ignore[import-untyped]
 
-    return isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.UNAVAILABLE
+    if not isinstance(error, grpc.RpcError):
+        return False
+    # A connection that breaks in the middle of a call has the code UNKNOWN at times, as any error of the proxy's own
+    # has (https://github.com/grpc/grpc/issues/34076).
+    is_broken = error.code() == grpc.StatusCode.UNKNOWN and "Stream removed" in (error.details() or "")
+    return is_broken or error.code() == grpc.StatusCode.UNAVAILABLE

@@ -420,6 +420,47 @@ def test_a_server_that_is_not_there_is_an_error_at_once(monkeypatch):
             storage.get_all_studies()
 
 
+@pytest.mark.parametrize(
+    ("code", "details", "is_repeated"),
+    [
+        ("UNAVAILABLE", "failed to connect to all addresses", True),
+        ("UNKNOWN", "Stream removed (Socket closed)", True),
+        ("UNKNOWN", "Exception calling application: 'no such study'", False),
+        ("UNKNOWN", None, False),
+        ("NOT_FOUND", "", False),
+    ],
+)
+@pytest.mark.skipif(not hasattr(optuna.storages, "GrpcStorageProxy"), reason="this Optuna has no gRPC proxy")
+def test_what_the_grpc_proxy_is_asked_again_after(code, details, is_repeated, monkeypatch):
+    """A proxy that stops in the middle of a call, as against one that answers with an error."""
+    grpc = pytest.importorskip("grpc", reason="the package grpcio is not installed (extra 'services')")
+
+    class Failed(grpc.RpcError):
+        def code(self):
+            return grpc.StatusCode[code]
+
+        def details(self):
+            return details
+
+    answers = [[], Failed(), ["a study"]]
+
+    def get_all_studies(self):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(retries, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(optuna.storages.GrpcStorageProxy, "get_all_studies", get_all_studies)
+    storage = az.open_storage(f"grpc://127.0.0.1:{free_port()}", patience=1.0)
+    assert storage.get_all_studies() == []
+    if is_repeated:
+        assert storage.get_all_studies() == ["a study"]
+    else:
+        with pytest.raises(Failed):
+            storage.get_all_studies()
+
+
 @pytest.mark.redis
 def test_the_client_of_redis_does_not_repeat_commands_by_itself(redis_url):
     """It would append a record twice."""
