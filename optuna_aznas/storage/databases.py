@@ -36,17 +36,8 @@ _CREATION_RACES = (
     "shutting down",
 )
 
-#: Further methods of ``RDBStorage`` that talk to the database, by public name and by the names that Optuna's cache
-#: calls.
+#: Further methods of ``RDBStorage`` that talk to the database: of heartbeats, and those that Optuna's cache calls.
 _DATABASE_CALLS = (
-    "get_best_trial",
-    "get_n_trials",
-    "get_trial_params",
-    "get_trial_user_attrs",
-    "get_trial_system_attrs",
-    "get_trial_param",
-    "get_trial_id_from_study_id_trial_number",
-    "get_trial_number_from_id",
     "record_heartbeat",
     "_create_new_trial",
     "_set_trial_param",

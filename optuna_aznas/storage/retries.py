@@ -150,9 +150,10 @@ class RetryingStorage(BaseStorage):
 
 def retries_calls(names: Iterable[str] = ()) -> Callable[[_Storage], _Storage]:
     """Return a class decorator: a :class:`RetryingStorage` then repeats all calls of ``BaseStorage`` and ``names``."""
+    public = [name for name, member in vars(BaseStorage).items() if callable(member) and not name.startswith("_")]
 
     def decorate(storage: _Storage) -> _Storage:
-        for name in {*BaseStorage.__abstractmethods__, *names} - set(vars(RetryingStorage)):
+        for name in {*public, *names} - set(vars(RetryingStorage)):
             if hasattr(storage, name):
                 setattr(storage, name, _retried(storage, name))
         return storage

@@ -431,7 +431,8 @@ def test_a_server_that_is_not_there_is_an_error_at_once(monkeypatch):
     ],
 )
 @pytest.mark.skipif(not hasattr(optuna.storages, "GrpcStorageProxy"), reason="this Optuna has no gRPC proxy")
-def test_what_the_grpc_proxy_is_asked_again_after(code, details, is_repeated, monkeypatch):
+@pytest.mark.parametrize("call", ["get_all_studies", "get_trial", "get_trial_id_from_study_id_trial_number"])
+def test_what_the_grpc_proxy_is_asked_again_after(call, code, details, is_repeated, monkeypatch):
     """A proxy that stops in the middle of a call, as against one that answers with an error."""
     grpc = pytest.importorskip("grpc", reason="the package grpcio is not installed (extra 'services')")
 
@@ -442,23 +443,24 @@ def test_what_the_grpc_proxy_is_asked_again_after(code, details, is_repeated, mo
         def details(self):
             return details
 
-    answers = [[], Failed(), ["a study"]]
+    answers = [1, Failed(), 2]
 
-    def get_all_studies(self):
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def answer(self, *arguments):
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
 
     monkeypatch.setattr(retries, "_FIRST_DELAY", 0.001)
-    monkeypatch.setattr(optuna.storages.GrpcStorageProxy, "get_all_studies", get_all_studies)
+    monkeypatch.setattr(optuna.storages.GrpcStorageProxy, call, answer)
     storage = az.open_storage(f"grpc://127.0.0.1:{free_port()}", patience=1.0)
-    assert storage.get_all_studies() == []
+    arguments = [0] * (len(inspect.signature(getattr(optuna.storages.BaseStorage, call)).parameters) - 1)
+    assert getattr(storage, call)(*arguments) == 1
     if is_repeated:
-        assert storage.get_all_studies() == ["a study"]
+        assert getattr(storage, call)(*arguments) == 2
     else:
         with pytest.raises(Failed):
-            storage.get_all_studies()
+            getattr(storage, call)(*arguments)
 
 
 @pytest.mark.redis
