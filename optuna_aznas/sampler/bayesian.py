@@ -29,7 +29,7 @@ from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
 from optuna_aznas.sampler.variation import Architecture, Variation
 from optuna_aznas.sampler.view import StudyView
-from optuna_aznas.study.attributes import architecture_params, is_feasible, recorded_architecture, recorded_scores
+from optuna_aznas.study.attributes import architecture_params, is_feasible, recorded_scores
 from optuna_aznas.study.encoding import Encoder, HyperparameterSpace, hyperparameter_space, trained_values
 from optuna_aznas.study.graph import graph_columns, recorded_graph
 from optuna_aznas.study.per_study import PerStudy
@@ -160,7 +160,7 @@ class BayesianOptimisation:
             if misses == _MISSES:
                 break
             if len(found) + len(drawn) == self._n_candidates:
-                found, drawn = found | self._with_scores(drawn, view.history.names, cache), {}
+                found, drawn = found | self._with_scores(drawn, view.proxies, cache), {}
                 if len(found) == self._n_candidates:
                     break
             extra = int(self._variation.rng.integers(2))
@@ -176,7 +176,7 @@ class BayesianOptimisation:
             if key not in seen and not is_taken(described):
                 drawn[key] = Candidate(admitted.params, present, {}, key)
             seen.add(key)
-        return list((found | self._with_scores(drawn, view.history.names, cache)).values())
+        return list((found | self._with_scores(drawn, view.proxies, cache)).values())
 
     def _with_scores(
         self, candidates: dict[Key, Candidate], names: tuple[str, ...], cache: _Cache
@@ -200,12 +200,13 @@ class BayesianOptimisation:
         """Return the proxy scores of all trials, running ones and candidates; candidates' are estimates without a
         scorer.
         """
-        names = view.history.names
+        names = view.proxies
         known = [*running, *(candidates if self._scorer else ())]
         scores = [[candidate.proxy_scores[name] for name in names] for candidate in known]
         n = len(view.history) + len(known)
         table = np.full((len(view.history) + len(running) + len(candidates), len(names)), -np.inf)
-        table[: len(view.history)] = view.history.proxy_scores
+        if len(view.history):
+            table[: len(view.history)] = view.history.proxy_scores
         table[len(view.history) : n] = np.array(scores).reshape(len(known), len(names))
         return complete_scores(table, np.arange(len(table)) < n, parameters)
 
@@ -254,14 +255,12 @@ def _hyperparameters(view: StudyView, values: _Floats) -> Space:
 def _running(view: StudyView, hyperparameters: HyperparameterSpace) -> list[Candidate]:
     """Return the running trials whose proxy scores and hyperparameters are known."""
     found = []
-    for trial in view.history.unfinished:
-        scores = recorded_scores(trial)
-        names = recorded_architecture(trial)
-        is_known = names is not None and scores is not None and set(scores) == set(view.history.names)
-        if is_known and all(name in trial.params for name in hyperparameters.space):
+    for trial in view.running:
+        scores = recorded_scores(trial) or {}
+        if set(scores) == set(view.proxies) and all(name in trial.params for name in hyperparameters.space):
             present = architecture_params(trial)
             key = frozenset(view.describe(present).items())
-            found.append(Candidate(dict(trial.params), present, scores or {}, key, recorded_graph(trial)))
+            found.append(Candidate(dict(trial.params), present, scores, key, recorded_graph(trial)))
     return found
 
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from optuna_aznas._optuna import constraint_values
 from optuna_aznas.sampler.claims import expected_architecture
 from optuna_aznas.sampler.duplicates import EvaluatedArchitectures
-from optuna_aznas.study.attributes import architecture_names, recorded_architecture, recorded_names
+from optuna_aznas.study.attributes import architecture_names, recorded_architecture, recorded_names, recorded_scores
 from optuna_aznas.study.history import Aggregation, StudyHistory
 from optuna_aznas.study.numbers import recorded_numbers
 from optuna_aznas.study.values import Description, describe, same_distribution
@@ -31,6 +31,7 @@ class StudyView:
         architecture_names: Names of the architecture parameters of all trials that recorded proxy scores.
         hyperparameter_names: Names of their other parameters that are in no architecture.
         constrained: The finished trials that have constraints or recorded numbers.
+        running: Other trials that run and have recorded proxy scores.
     """
 
     def __init__(self, study: Study, aggregation: Aggregation | None) -> None:
@@ -45,6 +46,7 @@ class StudyView:
         self.architecture_names: set[str] = set()
         self.hyperparameter_names: set[str] = set()
         self.constrained: list[FrozenTrial] = []
+        self.running: list[FrozenTrial] = []
 
     @property
     def study(self) -> Study:
@@ -59,6 +61,9 @@ class StudyView:
             self._evaluated.add(trial)
             if constraint_values(trial) or recorded_numbers(trial):
                 self.constrained.append(trial)
+        others = [trial for trial in unfinished if trial.number != own.number]
+        # Trials that are being trained have recorded already: workers that begin together learn from each other's.
+        for trial in finished + others:
             names = recorded_architecture(trial)
             if names is not None:
                 self.architecture_names.update(names)
@@ -70,16 +75,23 @@ class StudyView:
                 # The same object where it is equal: that is recognised without comparing choices one by one.
                 if not same_distribution(self._last.get(name), distribution):
                     self._last[name] = distribution
-        others = [trial for trial in unfinished if trial.number != own.number]
         self._pending = {trial.number: self.expected_architecture(trial) for trial in others}
         self._recorded = {trial.number for trial in others if recorded_names(trial) is not None}
+        self.running = [trial for trial in others if trial.number in self._recorded and recorded_scores(trial)]
 
     @property
     def is_trained(self) -> bool:
-        """Whether the study's one objective is a trained value, and there are scored trials."""
+        """Whether the study's one objective is a trained value, and there are scored trials, if only running ones."""
         if self._one_objective is None:
             self._one_objective = len(self.study.directions) == 1
-        return self._one_objective and len(self.history) > 0
+        return self._one_objective and (len(self.history) > 0 or len(self.running) > 0)
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The names of the study's proxies."""
+        if self.history.names or not self.running:
+            return self.history.names
+        return tuple(recorded_scores(self.running[0]) or ())
 
     @property
     def space(self) -> dict[str, BaseDistribution]:

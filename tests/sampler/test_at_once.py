@@ -257,3 +257,30 @@ def test_a_value_is_preferred_that_leaves_room_for_another_trial():
     for value in "abb":
         study.add_trial(create_trial(state=TrialState.RUNNING, params={"x": value}, distributions={"x": x}))
     assert study.ask().suggest_categorical("x", OPERATIONS[:2]) == "b"
+
+
+def test_a_worker_knows_the_space_and_the_proxies_of_trials_that_are_being_trained():
+    """No trial is finished. The first one trains; the others are chosen among scored candidates."""
+
+    def scores_of(params):
+        return {"a": float(params["x"]), "b": float(params["y"])}
+
+    study = optuna.create_study(direction="maximize")
+    workers = [
+        optuna.load_study(
+            study_name=study.study_name,
+            storage=study._storage,
+            sampler=az.AZNASSampler(seed=0, candidate_scorer=scores_of),
+        )
+        for _ in range(8)
+    ]
+    chosen = []
+    for worker in workers:
+        trial = worker.ask()
+        chosen.append({name: trial.suggest_int(name, 0, 8) for name in "xy"})
+        assert set(trial.relative_params) == (set("xy") if len(chosen) > 1 else set())
+        az.record(trial, scores_of(chosen[-1]))
+        trial.suggest_float("lr", 1e-3, 1.0)
+    best = sorted((x + 1) * (y + 1) for x in range(9) for y in range(9))[-27:]
+    assert all((params["x"] + 1) * (params["y"] + 1) in best for params in chosen[1:])
+    assert len({tuple(params.values()) for params in chosen}) == 8
