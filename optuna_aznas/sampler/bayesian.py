@@ -27,7 +27,7 @@ from optuna_aznas.sampler.admission import Admission
 from optuna_aznas.sampler.candidates import Candidate, CandidateScores, CheckedScorer, Key
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.sampler.strategy import Params, Space
-from optuna_aznas.sampler.variation import Architecture, Variation
+from optuna_aznas.sampler.variation import Architecture, Variation, sample_uniform
 from optuna_aznas.sampler.view import StudyView
 from optuna_aznas.study.attributes import architecture_params, is_feasible, recorded_scores
 from optuna_aznas.study.encoding import Encoder, HyperparameterSpace, hyperparameter_space, trained_values
@@ -84,6 +84,14 @@ class BayesianOptimisation:
         self._n_startup_trainings = n_startup_trainings
         self._with_hyperparameters = with_hyperparameters
         self._caches: PerStudy[_Cache] = PerStudy()
+
+    def prepare(self, view: StudyView) -> None:
+        """Ask the scorer for the architectures' parameters where no trial has recorded yet, so that the first trials
+        are chosen by their scores, too.
+        """
+        if self._scorer is not None and view.has_one_objective and not view.has_scores and not view.space:
+            rng = self._variation.rng_of(0, "search_space")
+            view.expect(self._scorer.search_space(lambda distribution: sample_uniform(distribution, rng)))
 
     def search_space(self, view: StudyView) -> Space:
         """Return all architecture parameters of the study, and the hyperparameters that all trained trials have."""
@@ -200,8 +208,8 @@ class BayesianOptimisation:
         """Return the proxy scores of all trials, running ones and candidates; candidates' are estimates without a
         scorer.
         """
-        names = view.proxies
         known = [*running, *(candidates if self._scorer else ())]
+        names = view.proxies or tuple(name for candidate in known[:1] for name in candidate.proxy_scores)
         scores = [[candidate.proxy_scores[name] for name in names] for candidate in known]
         n = len(view.history) + len(known)
         table = np.full((len(view.history) + len(running) + len(candidates), len(names)), -np.inf)

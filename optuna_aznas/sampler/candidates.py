@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from optuna.distributions import BaseDistribution
+
 from optuna_aznas._warnings import WarnOnce
+from optuna_aznas.sampler.strategy import Space
 from optuna_aznas.study.attributes import as_numbers
 from optuna_aznas.study.graph import graph_of
 
@@ -65,11 +68,16 @@ class CheckedScorer:
 
         Args:
             candidates: Parameters of each candidate.
-            names: Names of the study's proxies.
+            names: Names of the study's proxies; any will do where there are none.
         """
         many = [dict(params) for params in candidates]
         outcomes = self._outcomes([dict(params) for params in many])
         return [self._checked(params, outcome, names) for params, outcome in zip(many, outcomes, strict=True)]
+
+    def search_space(self, draw: Callable[[BaseDistribution], Any]) -> Space:
+        """Return the parameters of architectures, where the user's object has a method ``search_space`` that knows."""
+        search_space = getattr(self._candidate_scorer, "search_space", None)
+        return {} if search_space is None else search_space(draw)
 
     def _outcomes(self, many: list[dict[str, Any]]) -> list[Any]:
         """Return what the user's function returned for each candidate, or the error that it raised."""
@@ -90,7 +98,7 @@ class CheckedScorer:
                 "further errors of this kind are not reported.",
             )
             return None
-        if set(scores) != set(names):
+        if names and set(scores) != set(names):
             self._warn_once(
                 "names",
                 f"candidate_scorer returned {sorted(scores)}, the study's trials have {sorted(names)}; the candidate "

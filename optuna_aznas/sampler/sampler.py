@@ -156,6 +156,7 @@ class AZNASSampler(BaseSampler):
             session = self._session(study)
             view = session.view
             view.update(trial)
+            self._bayesian.prepare(view)
             self._warn_of_unscored(session)
             self._warn_if_nothing_is_scored(session)
             inferred = self._propose(study, trial, view)

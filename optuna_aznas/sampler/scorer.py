@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial
 
 from optuna_aznas._arguments import check_n_workers
+from optuna_aznas.sampler.drawing import DrawingTrial
+
+_DRAWS = 20  # networks that are built to see which parameters there are
 
 
 class _Evaluator(Protocol):
@@ -61,6 +66,25 @@ class CandidateScorer:
             Exception: What ``build`` or the evaluator raises.
         """
         return self._evaluator(_build(self._build, params))
+
+    def search_space(self, draw: Callable[[BaseDistribution], Any]) -> dict[str, BaseDistribution]:
+        """Return the parameters that ``build`` suggests, with their distributions, before any trial has suggested them.
+
+        Networks are built from some random draws, on the ``meta`` device if possible. A parameter that none of these
+        suggests is missing; so is one of a network that cannot be built, which the objective will find out.
+
+        Args:
+            draw: Draws a value of a distribution.
+        """
+        from optuna_aznas.limits import Limits
+
+        limits, space = Limits(self._build), dict[str, BaseDistribution]()
+        for _ in range(_DRAWS):
+            trial = DrawingTrial({}, {}, draw)
+            with contextlib.suppress(Exception):
+                limits.cheap_numbers(trial)
+                space |= trial.distributions
+        return space
 
     def score_many(self, params: Iterable[Mapping[str, Any]]) -> list[Any]:
         """Return proxy scores for each of several networks, or the exception with which it failed, in order.

@@ -41,6 +41,7 @@ class StudyView:
         self._recorded: set[int] = set()  # numbers of those of them whose architecture is complete
         self._last: dict[str, BaseDistribution] = {}  # of all parameters, as trials had them last
         self._distributions: dict[str, BaseDistribution] = {}  # of architecture_names, as trials had them last
+        self._expected: dict[str, BaseDistribution] = {}  # what trials may suggest, before one has recorded
         self._one_objective: bool | None = None  # read from the storage once
         self.history = StudyHistory(aggregation)
         self.architecture_names: set[str] = set()
@@ -79,24 +80,39 @@ class StudyView:
         self._recorded = {trial.number for trial in others if recorded_names(trial) is not None}
         self.running = [trial for trial in others if trial.number in self._recorded and recorded_scores(trial)]
 
+    def expect(self, space: Mapping[str, BaseDistribution]) -> None:
+        """Take the parameters of architectures for known until a trial has recorded."""
+        self._expected = dict(space)
+
     @property
-    def is_trained(self) -> bool:
-        """Whether the study's one objective is a trained value, and there are scored trials, if only running ones."""
+    def has_one_objective(self) -> bool:
         if self._one_objective is None:
             self._one_objective = len(self.study.directions) == 1
-        return self._one_objective and (len(self.history) > 0 or len(self.running) > 0)
+        return self._one_objective
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether there are scored trials, if only running ones."""
+        return len(self.history) > 0 or len(self.running) > 0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the study's one objective is a trained value, and its architectures are known."""
+        return self.has_one_objective and (self.has_scores or len(self._expected) > 0)
 
     @property
     def proxies(self) -> tuple[str, ...]:
-        """The names of the study's proxies."""
+        """The names of the study's proxies; none before a trial has recorded."""
         if self.history.names or not self.running:
             return self.history.names
         return tuple(recorded_scores(self.running[0]) or ())
 
     @property
     def space(self) -> dict[str, BaseDistribution]:
-        """All parameters of architectures that recorded proxy scores; not every architecture has all of them."""
-        return self._with_last_choices(self._distributions)
+        """All parameters of architectures that recorded proxy scores; not every architecture has all of them. Before
+        one has recorded, those that are expected.
+        """
+        return self._with_last_choices(self._distributions) if self._distributions else dict(self._expected)
 
     @property
     def architecture_space(self) -> dict[str, BaseDistribution]:

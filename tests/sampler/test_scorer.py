@@ -66,11 +66,16 @@ def test_one_and_many():
 
 
 def test_the_study_is_the_same_one_by_one_and_all_at_once():
-    def scorer(params):
-        return Evaluator()(build(optuna.trial.FixedTrial(params)))
+    class OneByOne:
+        def __init__(self):
+            self._scorer = az.CandidateScorer(build, Evaluator())
+            self.search_space = self._scorer.search_space
+
+        def __call__(self, params):
+            return self._scorer(params)
 
     with pytest.warns(UserWarning, match="candidate_scorer failed for .*ProxyEvaluationError: no blocks found"):
-        one_by_one = run(scorer, 30)
+        one_by_one = run(OneByOne(), 30)
     evaluator = Evaluator()
     with pytest.warns(
         UserWarning, match="candidate_scorer failed for .*ProxyEvaluationError: no blocks found"
@@ -124,3 +129,40 @@ def test_arguments():
         az.CandidateScorer(build, Evaluator().__call__)
     with pytest.raises(ValueError, match="n_workers must be an integer of at least 0"):
         az.CandidateScorer(build, Evaluator(), n_workers=1.5)
+
+
+def test_the_first_trials_of_a_study_are_chosen_by_their_scores(recwarn):
+    """No trial has recorded: what a network has is found by building some."""
+    evaluator = Evaluator()
+    study = optuna.create_study(direction="maximize")
+    chosen = []
+    for _ in range(4):  # workers with one seed, none of which has recorded
+        scorer = az.CandidateScorer(build, evaluator)
+        sampler = az.AZNASSampler(seed=0, candidate_scorer=scorer, n_candidates=200)
+        worker = optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=sampler)
+        trial = worker.ask()
+        assert trial.relative_params.keys() == set("abc")
+        chosen.append(build(trial))
+    assert sum(n for n, _ in evaluator.maps) >= 4 * 200
+    assert len(set(map(tuple, chosen))) == 4
+    assert all(sum(widths) > 46 for widths in chosen)  # the mean of random ones
+    assert all("candidate_scorer failed" in str(warning.message) for warning in recwarn)
+
+
+def test_a_scorer_whose_networks_cannot_be_built_leaves_the_first_trial_to_chance():
+    def broken(trial):
+        trial.suggest_int("a", 1, 30)
+        raise RuntimeError("no such layer")
+
+    sampler = az.AZNASSampler(seed=0, candidate_scorer=az.CandidateScorer(broken, Evaluator()))
+    trial = optuna.create_study(direction="maximize", sampler=sampler).ask()
+    assert trial.relative_params == {}
+    assert len(build(trial)) == 3
+
+
+def test_where_nothing_is_trained_the_scorer_is_not_asked():
+    evaluator = Evaluator()
+    sampler = az.AZNASSampler(seed=0, candidate_scorer=az.CandidateScorer(build, evaluator))
+    trial = optuna.create_study(directions=["maximize"] * 2, sampler=sampler).ask()
+    assert trial.relative_params == {}
+    assert not evaluator.maps
