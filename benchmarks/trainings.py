@@ -106,8 +106,21 @@ class RegularizedEvolution(optuna.samplers.BaseSampler):
         self._population.append((trial.params, values[0]))
 
 
+class TableScorer:
+    """What :class:`~optuna_aznas.CandidateScorer` does, from a table: it knows the parameters of architectures, too."""
+
+    def __init__(self, table: TrainingTable) -> None:
+        self._table = table
+
+    def __call__(self, params: dict[str, Any]) -> dict[str, float]:
+        return self._table.proxy_scores(params)
+
+    def search_space(self, draw: Callable[[BaseDistribution], Any]) -> dict[str, BaseDistribution]:
+        return dict(self._table.architecture)
+
+
 def _with_scorer(table: TrainingTable, seed: int) -> az.AZNASSampler:
-    return az.AZNASSampler(seed=seed, candidate_scorer=table.proxy_scores)
+    return az.AZNASSampler(seed=seed, candidate_scorer=TableScorer(table))
 
 
 METHODS: dict[str, Callable[[TrainingTable, int], optuna.samplers.BaseSampler]] = {
