@@ -35,7 +35,7 @@ PRIOR_CORRELATION = 0.85  # rho by default
 # Log-normal priors: mean and standard deviation of the logarithm. The trained values have variance 1, and each group of
 # columns has variance 1. Where the mean is low, the evidence of the trained values has to outweigh it.
 _CONSTANT = (-1.0, 1.5)  # variance of the constant term
-_SLOPE = (-4.0, 1.0)  # variance of the slope on z: by how much rho may be wrong
+_SLOPE = (-4.0, 2.0)  # variance of the slope on z: rho is seldom wrong, but then may be by far
 _SLOPE_EXPLORING = (-1.4, 1.0)  # the same, if exploring
 _LINEAR_RANKS = (-4.0, 1.0)  # variance of the linear term in proxy ranks
 _LINEAR_RANKS_EXPLORING = (0.0, 1.0)  # the same, if exploring

@@ -217,3 +217,18 @@ def test_features_that_tell_nothing_change_nothing(constant):
     graph = np.full((len(truth), 3), constant)
     without, used = (LearnedAggregation().predict(scores, results, parameters, graph=g).mean for g in (None, graph))
     assert np.array_equal(without, used)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_ten_trained_networks_tell_a_ranking_that_holds_from_its_opposite(sign):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        quality = rng.normal(size=300)
+        proxy_scores = quality[:, np.newaxis] + 0.5 * rng.normal(size=(300, 4))
+        values = sign * quality + 0.3 * rng.normal(size=300)
+        trained = np.full(300, np.nan)
+        known = rng.choice(300, 10, replace=False)
+        trained[known] = values[known]
+        others = np.setdiff1d(np.arange(300), known)
+        mean = LearnedAggregation().predict(proxy_scores, trained).mean
+        assert kendalltau(mean[others], values[others]).statistic > 0.6
