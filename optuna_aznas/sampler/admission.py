@@ -100,6 +100,7 @@ class Admission:
         self._filter = candidate_filter
         self._limits = limits
         self._maxima = {} if limits is None else limits.maxima
+        self._measured_maxima = {} if limits is None else {name: self._maxima[name] for name in limits.measured}
         self._variation = variation
         self._rng = variation.rng
         self._feasibilities: PerStudy[Feasibility] = PerStudy()
@@ -297,8 +298,7 @@ class Admission:
         self._kept[key] = examined
 
     def _feasibility(self, study: Study) -> Feasibility:
-        maxima = {} if self._limits is None else {name: self._maxima[name] for name in self._limits.measured}
-        return self._feasibilities.get(study, lambda _: Feasibility(maxima))
+        return self._feasibilities.get(study, lambda _: Feasibility(self._measured_maxima))
 
 
 def _constraint(number: Measurement | None, maximum: float) -> float:

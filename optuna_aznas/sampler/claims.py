@@ -133,7 +133,8 @@ def _claim(view: StudyView, trial: FrozenTrial, architecture: Description) -> bo
     was_evaluated, before = view.is_evaluated(architecture), view.rivals(architecture)
     set_trial_system_attr(view.study, trial, CLAIM_KEY, architecture)
     for wait in (0.0, *_WAITS):
-        time.sleep(wait)
+        if wait:  # sleeping for no time still lets every other process go first
+            time.sleep(wait)
         view.update(trial)
         # Another trial may have claimed it, run and finished since this candidate was drawn. What others had before, it
         # was proposed knowingly, for want of something new.
