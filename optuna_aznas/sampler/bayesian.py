@@ -89,7 +89,11 @@ class BayesianOptimisation:
         """Ask the scorer for the architectures' parameters where no trial has recorded yet, so that the first trials
         are chosen by their scores, too.
         """
-        if self._scorer is not None and view.has_one_objective and not view.has_scores and not view.space:
+        cache = self._caches.get(view.study, lambda study: _Cache())
+        if self._scorer is None or cache.is_prepared or not view.has_one_objective:
+            return
+        cache.is_prepared = True
+        if not view.has_scores:
             rng = self._variation.rng_of(0, "search_space")
             view.expect(self._scorer.search_space(lambda distribution: sample_uniform(distribution, rng)))
 
@@ -278,12 +282,14 @@ class _Cache:
     Attributes:
         parents: The architectures with the highest posterior mean, best first; none before the first proposal.
         proxy_scores: Candidates' proxy scores, ``None`` where the scorer failed.
+        is_prepared: Whether the scorer was asked for the architectures' parameters, if need be.
     """
 
     def __init__(self) -> None:
         self._models: dict[bool, LearnedAggregation] = {}
         self.parents: list[Architecture] = []
         self.proxy_scores: dict[Key, CandidateScores | None] = {}
+        self.is_prepared = False
         self._space: Space = {}
         self._encoder = Encoder({})
         self._rows: dict[object, _Floats] = {}  # encoded architectures by trial number or candidate key
