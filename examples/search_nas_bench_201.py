@@ -19,6 +19,7 @@ from typing import get_args
 
 import numpy as np
 import optuna
+import torch
 from scipy.stats import kendalltau, spearmanr
 
 import optuna_aznas as az
@@ -32,6 +33,7 @@ TOP = 5  # networks with the highest rank scores that are trained first
 def search(study: optuna.Study, seconds: float | None, trials: int | None, device: str) -> None:
     """Add trials to the study until the time or the number of trials is reached, or until Ctrl-C."""
     evaluator = az.ProxyEvaluator(input_shape=(3, 32, 32), device=device)
+    torch.set_num_threads(1)  # enough for networks this small, and a busy machine slows several threads down by far
 
     def objective(trial: optuna.Trial) -> az.ProxyScores:
         return evaluator(az.spaces.nas_bench_201.build(trial))
