@@ -8,6 +8,7 @@ in their space). The expected improvement is that of Jones et al. (1998), its lo
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -154,24 +155,13 @@ def _best_of_each(data: ProposalData, points: _Points, gain: _Floats) -> Iterato
     if data.chooses_hyperparameters:
         for row in (*data.trained, *range(data.n_trials, data.n_trials + len(data.running))):
             held.setdefault(data.positions[row].tobytes(), []).append(int(row))
-    keys = _Keys(data)
+    key_of = functools.cache(functools.partial(_key, data))
     seen: set[Key] = set()
     for i in np.argsort(-gain, kind="stable"):
-        key = keys[int(points.rows[i])]
-        if key not in seen and all(keys[row] != key for row in held.get(points.positions[i].tobytes(), ())):
+        key = key_of(int(points.rows[i]))
+        if key not in seen and all(key_of(row) != key for row in held.get(points.positions[i].tobytes(), ())):
             seen.add(key)
             yield int(points.rows[i]), points.positions[i]
-
-
-class _Keys(dict[int, Key]):
-    """What identifies the architectures of rows, found when it is asked for."""
-
-    def __init__(self, data: ProposalData) -> None:
-        super().__init__()
-        self._data = data
-
-    def __missing__(self, row: int) -> Key:
-        return self.setdefault(row, _key(self._data, row))
 
 
 def _key(data: ProposalData, row: int) -> Key:

@@ -116,12 +116,7 @@ class HyperparameterSpace:
         """Return the positions of configurations that have all of the hyperparameters, shape (n, h)."""
         found = np.zeros((len(params), len(self)))
         for column, (name, distribution) in zip(found.T, self.space.items(), strict=True):
-            values = [configuration[name] for configuration in params]
-            if isinstance(distribution, CategoricalDistribution):
-                column[:] = [_position(distribution, value) for value in values]
-            else:
-                assert isinstance(distribution, IntDistribution | FloatDistribution)
-                column[:] = _positions(distribution, np.array(values, dtype=np.float64))
+            column[:] = _column(distribution, [values[name] for values in params])
         return found
 
     def params(self, position: _Floats) -> dict[str, Any]:
@@ -223,10 +218,15 @@ def _grid(distribution: BaseDistribution) -> _Floats | None:
 
 
 def _position(distribution: BaseDistribution, value: Any) -> float:
+    return float(_column(distribution, [value])[0])
+
+
+def _column(distribution: BaseDistribution, values: Sequence[Any]) -> _Floats:
+    """Return the positions of one hyperparameter's values."""
     if isinstance(distribution, CategoricalDistribution):
-        return float(max(_choice(distribution, value), 0))
+        return np.array([max(_choice(distribution, value), 0) for value in values], dtype=np.float64)
     assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return float(_positions(distribution, np.array([value], dtype=np.float64))[0])
+    return _positions(distribution, np.array(values, dtype=np.float64))
 
 
 def _value(distribution: BaseDistribution, position: float) -> Any:
