@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,11 @@ class Posterior(NamedTuple):
     columns: _Floats
     hyperparameters: _Floats
     best: float
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise of trained values; 0 where nothing was learned."""
+        return 0.0 if self.process is None else math.sqrt(self.process.noise)
 
     def predict(
         self, at: npt.NDArray[np.intp], hyperparameters: npt.ArrayLike | None = None

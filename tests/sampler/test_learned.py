@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from decimal import Decimal, localcontext
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -17,7 +19,7 @@ from scipy.stats import norm
 
 import optuna_aznas as az
 from optuna_aznas.aggregation import LearnedAggregation
-from optuna_aznas.sampler.acquisition import log_expected_improvement
+from optuna_aznas.sampler.acquisition import log_augmentation, log_expected_improvement, maximise
 from optuna_aznas.sampler.conditional import ConditionalParameters
 from optuna_aznas.study.encoding import Encoder, encode_hyperparameters, trained_values
 
@@ -418,3 +420,33 @@ def test_features_of_graphs_are_used_where_some_trials_have_them():
         graphs = [networks.graph for networks in given if networks.graph is not None]
         assert graphs[-1].shape == (len(given[-1].proxy_scores), 2)
         assert all(np.isfinite(graph).all() for graph in graphs)
+
+
+@pytest.mark.parametrize(("std", "noise"), [(0.3, 0.2), (1e-3, 10.0), (2.0, 0.0), (1e-6, 1e-6)])
+def test_log_augmentation_is_what_augments_the_expected_improvement(std, noise):
+    with localcontext() as context:
+        context.prec = 50
+        expected = (1 - Decimal(noise) / (Decimal(std) ** 2 + Decimal(noise) ** 2).sqrt()).ln()
+    assert log_augmentation(np.array([std]), noise) == pytest.approx([float(expected)], abs=1e-12)
+
+
+def test_a_configuration_that_is_known_well_is_not_trained_again_because_it_is_the_best():
+    class Known:  # the first is the best and known well, the second worse and hardly known
+        best = 0.0
+
+        def __init__(self, noise_std):
+            self.noise_std = noise_std
+
+        def predict(self, rows, columns):
+            return np.array([0.0, -1.0])[rows], np.array([0.3, 1.0])[rows]
+
+    data = SimpleNamespace(
+        chooses_hyperparameters=False,
+        hyperparameters=(),
+        n_trials=0,
+        running=[],
+        candidates=[SimpleNamespace(key=0), SimpleNamespace(key=1)],
+    )
+    for noise_std, first in ((0.0, 0), (0.5, 1)):
+        proposed = maximise(data, Known(noise_std), np.arange(2), np.random.default_rng(0))
+        assert next(proposed)[0] == first
