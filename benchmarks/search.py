@@ -7,7 +7,7 @@
 
 The pick of a search is the trial that ranks first by S among the trials of its own study. Prints its mean place (1 is
 the best) among all architectures after so many trials, over several seeds: ranked by S, and by trained value. The
-proxies are the default's where the gauntlet's tables (``--tables``) hold all networks, and otherwise the paper's four,
+proxies are the default's where the gauntlet's tables (``--scores``) hold all networks, and otherwise the paper's four,
 read from the reference data.
 """
 
@@ -131,9 +131,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, choices=CHECKPOINTS, default=CHECKPOINTS[-1])
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the reference data")
-    parser.add_argument("--tables", type=Path, default=Path("gauntlet"), help="folder of the gauntlet's tables")
+    parser.add_argument("--scores", type=Path, default=Path("gauntlet"), help="folder of the gauntlet's tables")
     arguments = parser.parse_args()
-    source = Source(arguments.space, arguments.data, arguments.tables)
+    source = Source(arguments.space, arguments.data, arguments.scores)
     try:
         known = table(source)
         print("The default proxies, from the gauntlet's table:")
