@@ -31,6 +31,7 @@ _POSITIONS = 8  # positions that each architecture is given in the first round
 _ROUNDS = 4  # further rounds
 _N_BEST = 10  # points that a further round varies
 _CHILDREN = 48  # variations of each, half in the hyperparameters and half in the architecture
+_LEAST_STD = 1e-12  # a smaller standard deviation counts as this, so that logarithms are finite
 _N_SPREAD = 4  # random positions of which the farthest from all trained ones is taken before n_startup_trainings
 
 _Floats = npt.NDArray[np.float64]
@@ -111,6 +112,7 @@ def maximise(
     def log_improvement(points: _Points) -> _Floats:
         columns = data.hyperparameters.columns(points.positions).values if data.chooses_hyperparameters else None
         mean, std = posterior.predict(points.rows, columns)
+        std = np.maximum(std, _LEAST_STD)
         return log_expected_improvement(mean, std, posterior.best) + log_augmentation(std, posterior.noise_std)
 
     if not data.chooses_hyperparameters:
@@ -189,13 +191,12 @@ def log_augmentation(std: _Floats, noise_std: float) -> _Floats:
     configuration so far is trained again and again, as it is expected to improve on itself by 0.4 of its deviation.
 
     Args:
-        std: Posterior standard deviations, shape (n,).
+        std: Posterior standard deviations, above 0, shape (n,).
         noise_std: Standard deviation of the noise.
     """
-    deviation = np.maximum(std, 1e-12)
-    total = np.hypot(deviation, noise_std)
-    # 1 - s / t = d^2 / (t (t + s)), which does not cancel
-    return 2.0 * np.log(deviation) - np.log(total) - np.log(total + noise_std)
+    total = np.hypot(std, noise_std)
+    # With t the total and n the noise: 1 - n / t = std^2 / (t (t + n)), which does not cancel.
+    return 2.0 * np.log(std) - np.log(total) - np.log(total + noise_std)
 
 
 def log_expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Floats:
@@ -206,11 +207,10 @@ def log_expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Float
 
     Args:
         mean: Their means, shape (n,).
-        std: Their standard deviations, shape (n,).
+        std: Their standard deviations, above 0, shape (n,).
         best: The value to exceed.
     """
-    deviation = np.maximum(std, 1e-12)
-    z = (mean - best) / deviation
+    z = (mean - best) / std
     log_density = -0.5 * z * z - 0.5 * np.log(2.0 * np.pi)
     near = np.maximum(z, -1.0)
     at_hand = np.log(near * ndtr(near) + np.exp(-0.5 * near * near) / np.sqrt(2.0 * np.pi))
@@ -218,4 +218,4 @@ def log_expected_improvement(mean: _Floats, std: _Floats, best: float) -> _Float
     below, far = np.clip(z, -1e4, -1.0), np.minimum(z, -1e4)
     ratio = np.log1p(np.sqrt(np.pi / 2.0) * below * erfcx(-below / np.sqrt(2.0)))
     under = log_density + np.where(z > -1e4, ratio, -2.0 * np.log(-far))
-    return np.log(deviation) + np.where(z > -1.0, at_hand, under)
+    return np.log(std) + np.where(z > -1.0, at_hand, under)
