@@ -17,6 +17,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gauntlet import collect, report, spaces, tables
@@ -88,12 +89,21 @@ def main(arguments: list[str] | None = None) -> int:
     if "nb201" in read:
         print("\n".join(report.agreement(read["nb201"], options.data)))
     if options.rst:
-        given = sys.argv[1:] if arguments is None else arguments
-        shown = [a for a in given if a != "--report-only"]
-        shown = [a for k, a in enumerate(shown) if a != "--rst" and (k == 0 or shown[k - 1] != "--rst")]
-        report.write_rst(found, options.rst, shlex.join(["python", "-m", "benchmarks.gauntlet", *shown]))
+        report.write_rst(found, options.rst, reproducing_command(sys.argv[1:] if arguments is None else arguments))
     print(f"(report: {time.perf_counter() - start:.0f} s)")
     return 0
+
+
+def reproducing_command(arguments: Sequence[str]) -> str:
+    """Return the command that makes the tables again, without what says only where files lie on this machine."""
+    shown = []
+    given = iter(arguments)
+    for argument in given:
+        if argument in ("--rst", "--tables", "--data"):
+            next(given)
+        elif argument != "--report-only":
+            shown.append(argument)
+    return shlex.join(["python", "-m", "benchmarks.gauntlet", *shown])
 
 
 def check(data: Path, step: int = 1) -> int:

@@ -171,6 +171,12 @@ def test_report_of_a_toy_table(toy):
     assert "all 20 networks; accuracy; seeds 0, 0" in text
 
 
+def test_the_command_of_a_report_names_no_folders():
+    arguments = ["--rst", "/home/me/docs", "--all", "--tables", "/home/me/gauntlet", "--seeds", "0", "1"]
+    arguments += ["--report-only", "--data", "/mnt/data"]
+    assert command.reproducing_command(arguments) == "python -m benchmarks.gauntlet --all --seeds 0 1"
+
+
 def test_report_as_restructured_text(toy, tmp_path):
     from docutils.core import publish_doctree
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
 import os
 import signal
@@ -100,33 +99,6 @@ def test_results_wait_for_those_before_them(evaluator, tmp_path):
 
     results = list(evaluator.map([after_the_third, lambda: build(4), third], n_workers=2))
     assert results == [evaluator(build(width)) for width in (8, 4, 6)]
-
-
-@pytest.mark.parametrize("collecting", [True, False])
-def test_the_garbage_collector_rests_while_a_model_is_built(collecting, evaluator):
-    """And is as it was for the caller afterwards, also where building fails."""
-    seen = []
-
-    def build_it():
-        seen.append(gc.isenabled())
-        return build(8)
-
-    def fail():
-        seen.append(gc.isenabled())
-        raise RuntimeError("no such layer")
-
-    was = gc.isenabled()
-    try:
-        (gc.enable if collecting else gc.disable)()
-        results = []
-        for result in evaluator.map([build_it, fail, build_it], n_workers=1):
-            assert gc.isenabled() is collecting
-            results.append(result)
-    finally:
-        (gc.enable if was else gc.disable)()
-    assert seen == [False] * 3
-    assert results[0] == results[2] == evaluator(build(8))
-    assert isinstance(results[1], RuntimeError)
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
