@@ -13,7 +13,6 @@ from tqdm import tqdm
 from optuna_aznas import _workers
 from optuna_aznas._arguments import check_n_workers
 from optuna_aznas.proxies.errors import ProxyEvaluationError
-from optuna_aznas.proxies.model.isolation import without_garbage_collection
 from optuna_aznas.proxies.scores import ProxyScores
 
 if TYPE_CHECKING:
@@ -79,12 +78,9 @@ class Scoring:
 
     def __call__(self, model: nn.Module | Callable[[], nn.Module]) -> ProxyScores:
         """Return the proxy scores of a model, or of that which a function builds."""
-        if isinstance(model, nn.Module) or not callable(model):
-            return self._evaluator(model)
-        # Hundreds of modules are made and survive, so the collector runs many times: half of the time of building. The
-        # model is gone before it may run again.
-        with without_garbage_collection():
-            return self._evaluator(model())
+        if not isinstance(model, nn.Module) and callable(model):
+            model = model()
+        return self._evaluator(model)
 
 
 def _explained(number: int, outcome: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -304,6 +306,32 @@ def test_a_worker_has_one_thread_and_does_not_start_others():
 
     (seen,) = _workers.call_each(lambda function: function(), [look], n_workers=1, n_ahead=1)
     assert seen == [1, 1, True]
+
+
+def test_in_a_worker_the_garbage_collector_rests_during_a_call():
+    """And finds what the call has left before the next."""
+
+    class Node:
+        pass
+
+    def leave_cycles():
+        nodes = [Node() for _ in range(5000)]
+        for node in nodes:
+            node.itself = node
+        sys.left = weakref.ref(nodes[0])
+        return gc.isenabled(), sys.left() is not None
+
+    def look():
+        return gc.isenabled(), sys.left() is not None
+
+    def fail():
+        raise RuntimeError("no such layer")
+
+    calls = [leave_cycles, look, fail, leave_cycles, look]
+    first, second, failed, third, last = _workers.call_each(lambda call: call(), calls, n_workers=1, n_ahead=1)
+    assert first == third == (False, True)
+    assert second == last == (False, False)
+    assert isinstance(failed, RuntimeError)
 
 
 def test_progress_bar(evaluator, capsys):

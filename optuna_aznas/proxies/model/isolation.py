@@ -129,7 +129,7 @@ def scoring_mode(
         if on_gpu:
             stack.enter_context(_one_thread())
         stack.enter_context(_without_fused_attention())
-        stack.enter_context(without_garbage_collection())
+        stack.enter_context(_without_garbage_collection())
         stack.enter_context(seeded_draws(seed, device, shared=shared_draws))
         stack.enter_context(seeded_numpy_and_python_draws(seed))
         stack.enter_context(torch.inference_mode(False))
@@ -311,8 +311,8 @@ def _without_fused_attention() -> Iterator[None]:
 
 
 @contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Run the body without a search for reference cycles: a pass leaves none, and it takes a tenth of its time."""
+def _without_garbage_collection() -> Iterator[None]:
+    """A pass leaves no reference cycles, and searching for them takes a tenth of its time."""
     collecting = gc.isenabled()
     try:
         gc.disable()
